@@ -30,6 +30,7 @@ class NoCandidates(list[Any]):
     bad, ids = (), ()
 
 
+ACCEPTED = {"accept_annotations": To("--accept-annotations", reaches="open_data*")}
 SHOWN = {"evaluate.report:finish": Stand(give({}), recorded=False)}  # prints the table and writes --out
 
 
@@ -52,6 +53,7 @@ REGIONS = Case(
     {**MEASURED, "evaluate_regions": LAST},
     {
         **measuring("evaluate_regions"),
+        **ACCEPTED,
         "size": To("--size 64 96", reaches="evaluate_regions"),
         "crops": To("--no-crops", reaches="evaluate_regions"),
         "masked": To("--masked", reaches="evaluate_regions"),
@@ -79,6 +81,7 @@ RETRIEVAL = Case(
     {**MEASURED, "evaluate_retrieval": LAST},
     {
         **measuring("evaluate_retrieval"),
+        **ACCEPTED,
         **REFERENCE,
         "size": To("--size 64", reaches="evaluate_retrieval"),
         "crops": To("--no-crops", reaches="open_data evaluate_retrieval"),
@@ -94,6 +97,7 @@ GLOBAL = Case(
     {**MEASURED, "evaluate_global": LAST},
     {
         **reading("evaluate_global"),
+        **ACCEPTED,
         **REFERENCE,
         "model": To("--model another", reaches="load"),
         "pretrained": To("--pretrained weights.pt", reaches="load"),
@@ -115,6 +119,7 @@ PARETO = Case(
     },
     {
         **{name: change for name, change in measuring("evaluate_pareto").items() if name != "pretrained"},
+        **ACCEPTED,
         **REFERENCE,
         "model": To("--model another", reaches="check_unmixed load evaluate_pareto"),
         "labels": To("--labels {folder_names}", given="--global-data {classes}", reaches="evaluate_pareto"),
@@ -145,6 +150,7 @@ DETECTION = Case(
     {
         **reading("find_candidates"),
         **fusing("sweep"),
+        **ACCEPTED,
         "data": To("--data {other}", reaches="open_data"),
         "model": To("--model another", reaches="load_detector"),
         "from_results": To("", instead="--from-results {results} --data {world}", reaches="evaluate_detection"),
@@ -166,6 +172,7 @@ PANOPTIC = Case(
     {
         **reading("sweep_fusion"),
         "data": To("--data {other}", reaches="open_panoptic"),
+        "accept_annotations": To("--accept-annotations", reaches="open_panoptic"),
         "model": To("--model {generator}/../other_generator", reaches="load_generator"),
         "from_results": To("", instead="--data {world} --from-results {maps}", reaches="read_panoptic_results"),
         "clip": To("--clip another", reaches="load_generator"),

@@ -100,6 +100,8 @@ RUN_FIELDS = {
     "dry_run": To("--dry-run", reaches="fit"),
 }
 """The flags of every run that trains."""
+ACCEPTED = {"accept_annotations": To("--accept-annotations", given="--validate {world}", reaches="open_data*")}
+"""The flag of every run that reads annotated boxes."""
 READER_FIELDS = {
     "model": To("--model another", reaches="load"),
     "pretrained": To("--pretrained weights.pt", reaches="load"),
@@ -126,6 +128,10 @@ DISTILL = Case(
     {
         **RUN_FIELDS,
         **READER_FIELDS,
+        "accept_annotations": (
+            ACCEPTED["accept_annotations"],
+            To("--accept-annotations", given="--regions {boxes}", reaches="with_boxes"),
+        ),
         "data": To("--data {other}", reaches="open_data"),
         "out": To("--out {out}/another", reaches="fit write_product"),
         "split": To("--split val", reaches="open_data"),
@@ -196,6 +202,7 @@ TRAIN_FVIT = Case(
     },
     {
         **HEAD_FIELDS,
+        **ACCEPTED,
         "annotations": To("--annotations {instances}", reaches="open_data"),
         "recipe": To("--recipe world-fvit", base=SHORT, reaches="fit"),
         "milestones": To("--milestones 2", reaches="fit"),
@@ -258,6 +265,7 @@ TRAIN_PANOPTIC = Case(
     },
     {
         **HEAD_FIELDS,
+        **ACCEPTED,
         "recipe": To("--recipe world-panoptic", base=SHORT, reaches="fit"),
         "class_names": To("--no-class-names", reaches="MaskGenerator save_generator"),
         "labels": To("--labels {labels}", reaches="embed_vocabulary save_generator"),
@@ -292,6 +300,7 @@ PROPOSALS = Case(
     {
         **RUN_FIELDS,
         **READER_FIELDS,
+        **ACCEPTED,
         "split": HEAD_FIELDS["split"],
         "accumulate": HEAD_FIELDS["accumulate"],
         "out": To("--out {out}/another", reaches="fit write_proposals"),

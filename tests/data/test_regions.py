@@ -100,7 +100,7 @@ def test_unusable_boxes_are_counted(tmp_path):
         "c.png": [[40, 0, 50, 9], [39.5, 0, 50, 9], [0, 0, 99, 99]],
         "z.jpg": [[0, 0, 9, 9]],
     }
-    dataset = with_boxes(THREE, written(tmp_path, content))
+    dataset = with_boxes(THREE, written(tmp_path, content), accept=True)
     assert [record.boxes for record in dataset.records] == [((0, 0, 4, 4),), (), ((0, 0, 40, 30),)]
     assert {reason: entries.count for reason, entries in dataset.ignored.items()} == {
         OUTSIDE: 2,

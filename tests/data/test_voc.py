@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from foveate.data.datasets.voc import find_voc, read_voc
+from foveate.data.datasets.voc import NO_BOX, SIZE_OF_IMAGE, find_voc, read_voc
+from foveate.data.sources import open_data
 from foveate.data.validation import NOT_FINITE, OUTSIDE
 from foveate.errors import InputError
 
@@ -52,6 +54,31 @@ def test_unusable_boxes_are_counted(tmp_path):
     assert "2007_000027.xml: object 0" in dataset.ignored[OUTSIDE].first
 
 
+def test_an_object_without_a_box_is_counted(tmp_path):
+    dataset = read_voc(year(tmp_path, xml("<object><name>cat</name></object>", thing())), split="train")
+    assert len(dataset.records[0].boxes) == 1 and dataset.ignored[NO_BOX].first.endswith("object 0")
+
+
+@pytest.mark.parametrize("size", [(0, 0), None])
+def test_an_unknown_size_is_that_of_the_image_as_shown(tmp_path, size):
+    content = xml(thing(box=(1, 1, 10, 20)), size=size or (40, 30))
+    year(tmp_path, content if size else content.replace("<size>", "<other>").replace("</size>", "</other>"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown 12 wide, 16 high
+    Image.new("RGB", (16, 12)).save(tmp_path / "JPEGImages/2007_000027.jpg", exif=exif)
+    dataset = read_voc(tmp_path, split="train")
+    assert dataset.records[0].size == (16, 12) and dataset.records[0].boxes == ((0, 0, 10, 16),)
+    assert dataset.consistency.kinds[SIZE_OF_IMAGE].first.endswith("2007_000027.xml")
+
+
+def test_sides_written_as_corners_are_refused(tmp_path):
+    boxes = [(20 + i, 15, 10, 8) for i in range(4)]  # x, y, width, height
+    root = year(tmp_path / "VOC2012", xml(*(thing(box=box) for box in boxes)))
+    with pytest.raises(InputError, match=r"4 of 4 contradict .* are these \[x, y, width, height\]\?"):
+        open_data(root, split="train")
+    assert open_data(root, split="train", accept=True).ignored
+
+
 LAUGHS = """<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]><annotation>&b;</annotation>"""
 OUTER = """<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>"""
 
@@ -73,7 +100,7 @@ OUTER = """<?xml version="1.0"?><!DOCTYPE r [<!ENTITY x SYSTEM "file:///etc/pass
         (xml(thing("unicorn")), "object 0: need `name`, one of VOC's 20 categories; got 'unicorn'"),
         (xml(thing(), thing(difficult=2)), "object 1: need `difficult`, 0 or 1; got '2'"),
         (xml(thing(box=("x", 1, 2, 3))), "object 0: need `bndbox/xmin`, a number of pixels; got 'x'"),
-        (xml("<object><name>cat</name></object>"), "object 0: need `bndbox/xmin`"),
+        (xml("<object><name>cat</name><bndbox></bndbox></object>"), "object 0: need `bndbox/xmin`"),
     ],
 )
 def test_a_malformed_annotation_is_refused_with_its_path(tmp_path, content, reason):

@@ -203,6 +203,28 @@ def test_sizes_use_the_areas_of_the_annotation_file(tmp_path: Path):
     assert [records["boxes"][key] for key in sizes] == [None, pytest.approx(100), pytest.approx(100)]
 
 
+def test_areas_that_are_none_and_missing_boxes_are_replaced_and_told(tmp_path: Path):
+    (tmp_path / "p.jpg").touch()
+    polygon = [[10, 10, 30, 10, 30, 50, 10, 50]]
+    common = {"image_id": 1, "category_id": 5, "segmentation": polygon, "iscrowd": None}
+    areas = [None, 0, -3, 5000, 350]  # of boxes of 20 x 40
+    entries = [{"id": i, **common, "bbox": [10, 10, 20, 40], "area": area} for i, area in enumerate(areas)]
+    entries += [{"id": 7, **common, "area": 700}, {"id": 8, **common, "bbox": [], "segmentation": [[1, 1, 2, 2]]}]
+    content = {
+        "images": [{"id": 1, "file_name": "p.jpg", "height": 200.0, "width": 200.0}],
+        "categories": [{"id": 5.0, "name": "cat"}],
+        "annotations": entries,
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    data = read_instances(tmp_path / "instances.json", tmp_path)
+    truth = open_ground_truth(data, vocabulary=["cat"], split=None, style="coco")
+    assert [item.area for item in truth.objects] == [800, 800, 800, 800, 350, 700]
+    assert {item.box for item in truth.objects} == {(10, 10, 20, 40)}
+    rules = "; ".join(truth.rules)
+    assert "where the file has none (1 objects)" in rules and "far from the box's (3 objects)" in rules
+    assert "1 objects without a finite box" in rules
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_federated_ap_equals_lvis_api(written, monkeypatch: pytest.MonkeyPatch, seed: int):
     lvis = pytest.importorskip("lvis")
@@ -406,11 +428,14 @@ def test_a_missing_hotcoco_is_reported(monkeypatch: pytest.MonkeyPatch):
     ("key", "value", "message"),
     [
         ("bbox", [0, 0, "a", 1], "annotation 1: need `bbox` of four numbers"),
-        ("area", -1, "annotation 1: need `area`, a number of pixels; got -1"),
-        ("segmentation", [[0, 0, 1, 1]], "at least three corners"),
-        ("segmentation", [[0, 0, float("nan"), 1, 5, 5]], "finite numbers"),
+        ("area", "9", "annotation 1: need `area`, a number of pixels; got '9'"),
+        ("segmentation", [[0, 0, "1", 1, 5, 5]], "at least three corners"),
         ("segmentation", {"size": [300, 300], "counts": [5, 5]}, "cover 10 pixels instead of 90000"),
-        ("segmentation", {"size": [9, 300], "counts": [5, 5]}, r"with the size \[300, 300\]"),
+        (
+            "segmentation",
+            {"size": [9, 300], "counts": [5, 5]},
+            r"size \[9, 300\], where the image has .* = \[300, 300\]",
+        ),
         ("segmentation", {"size": [300, 300], "counts": "\u0000"}, "whole numbers, or their compressed text"),
         ("category_id", 77, "`category_id`, one of the 9 ids"),
     ],

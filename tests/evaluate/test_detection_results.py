@@ -105,7 +105,7 @@ def test_wrong_entries_are_refused(tmp_path: Path, change: dict, message: str):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ({"size": [30, 20], "counts": "0"}, r"the size \[20, 30\]"),
+        ({"size": [30, 20], "counts": "0"}, r"size \[30, 20\], which is \[width, height\]"),
         ({"size": [20, 30], "counts": "52"}, "cover 7 pixels instead of 600"),
         ({"size": [20, 30], "counts": "hhhhhhhhhhhh1"}, "whole numbers"),
         ({"size": [20, 30], "counts": "~"}, "whole numbers"),

@@ -19,8 +19,8 @@ from tyro.conf import Positional
 from foveate.cli.commands import Command
 
 GROUPS = {
-    "data": "data split annotations images image_list limit validate captions boxes from_results global_data kind maps "
-    "map_ids labels novel vocab stuff crowd gallery train val test pairs only",
+    "data": "data split annotations accept_annotations images image_list limit validate captions boxes from_results "
+    "global_data kind maps map_ids labels novel vocab stuff crowd gallery train val test pairs only",
     "model": "model pretrained reference clip classifier cnn encoder backbone backbone_weights text_from config "
     "version residual pyramid taps channels depth queries class_names embeddings lvis_heads relu_embedding head size "
     "input_edges squash pad window statistics resize templates",

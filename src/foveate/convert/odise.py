@@ -96,8 +96,8 @@ def _check(config: Convert) -> Path:
 def _classes(config: Convert) -> tuple[Class, ...]:
     """The classes of its training, all of them base."""
     assert config.annotations is not None, "checked"
-    entries = load_json(config.annotations, kind="a panoptic")["categories"]
-    categories = list_categories(config.annotations, entries, need_isthing=True)
+    content = load_json(config.annotations, kind="a panoptic")
+    categories = list_categories(config.annotations, content, need_isthing=True)
     report = partial(print, file=sys.stderr, flush=True)
     listed = class_names(categories, config.labels, name=config.annotations.stem, report=report)
     pairs = zip(categories, listed.classes, strict=True)

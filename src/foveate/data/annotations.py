@@ -96,6 +96,24 @@ class AnnotatedRecords(LazySequence[Record]):
         return Path(name) if folder is None else folder / name
 
 
+class IdSet:
+    """A set of ids; 256 neighbouring integers share a number, so that a million take a hundredth of a set's memory."""
+
+    def __init__(self) -> None:
+        self._words: dict[int, int] = {}
+        self._texts: set[object] = set()
+
+    def __contains__(self, key: object) -> bool:
+        return bool(self._words.get(key >> 8, 0) >> (key & 255) & 1) if isinstance(key, int) else key in self._texts
+
+    def add(self, key: int | str) -> None:
+        """Add an id."""
+        if isinstance(key, int):
+            self._words[key >> 8] = self._words.get(key >> 8, 0) | 1 << (key & 255)
+        else:
+            self._texts.add(key)
+
+
 class ObjectList:
     """Collects the objects of a file in its order, which need not be that of the images."""
 

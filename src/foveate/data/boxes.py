@@ -26,6 +26,7 @@ class ImageBoxes:
     boxes: tuple[Box, ...] = ()  # xyxy
     height: int | None = None
     width: int | None = None
+    as_corners: bool = False  # the file has [x1, y1, x2, y2], not [x, y, width, height]
 
 
 def read_boxes(path: Path, *, images: Collection[str]) -> dict[str, ImageBoxes]:
@@ -72,7 +73,7 @@ def parse_boxes(path: Path) -> dict[str | int, ImageBoxes]:
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return _read_results(path, content)
     if isinstance(content, dict) and content:
-        return {name: ImageBoxes(_read_list(path, name, boxes)) for name, boxes in content.items()}
+        return {name: ImageBoxes(_read_list(path, name, boxes), as_corners=True) for name, boxes in content.items()}
     fail(
         str(path),
         "COCO's images and annotations, a list of results [{image_id, bbox, score}, ...], or an object "

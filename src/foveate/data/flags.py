@@ -1,9 +1,18 @@
-"""The flags that say where label maps are, for training and evaluation alike; no torch is imported."""
+"""The flags of annotations and label maps, for training and evaluation alike; no torch is imported."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.data.names import SemanticKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationFlags:
+    """How annotated boxes are checked."""
+
+    accept_annotations: bool = False
+    """Use annotations although more than a fifth of their boxes contradict their image, area or mask in one way, as
+    corners do that are written as width and height; otherwise the file is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,7 @@ TURNS = {  # EXIF orientation -> the transpose that shows the image upright
 ORIENTATION = 0x0112
 ONE_COLOUR = "image of one colour"
 DARK = "16-bit image without a value above 4095, nearly black: are these 12-bit data? Multiply the values by 16"
+SWAPPING = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 class ImageError(InputError):
@@ -179,6 +180,30 @@ def upright_size(path: Path | str) -> tuple[int, int]:
         turn = None if image.format == "TIFF" else _turn(str(path), image, None)
         is_on_side = turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
         return (image.width, image.height) if is_on_side else (image.height, image.width)
+
+
+def shown_size(path: Path | str) -> tuple[int, int]:
+    """Read (height, width) [pixels] of an image after EXIF rotation from its header, without decoding it.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    with _opened(Path(path), str(path)) as image:
+        return (image.width, image.height) if _orientation(image) in SWAPPING else (image.height, image.width)
+
+
+def is_turned_by_exif(path: Path | str, size: tuple[int, int]) -> bool:
+    """Whether EXIF turns an image by 90 degrees, which `read_image` ignores since it is annotated as stored.
+
+    Args:
+        size: annotated (height, width) [pixels].
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    with _opened(Path(path), str(path)) as image:
+        is_stored = size == (image.height, image.width) and image.height != image.width
+        return is_stored and _orientation(image) in SWAPPING
 
 
 @contextmanager
@@ -438,20 +463,18 @@ def _remarks(image: Image.Image, planes: np.ndarray, *, is_deep: bool) -> list[s
 
 def _turn(name: str, image: Image.Image, expected_size: tuple[int, int] | None) -> Image.Transpose | None:
     """Choose the EXIF rotation that agrees with the expected size; a damaged EXIF block counts as none."""
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # a hostile file may put anything there; the pixels are still usable
-        orientation = None
-    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    orientation = _orientation(image)
+    turn = TURNS.get(orientation)
     stored = (image.height, image.width)
-    shown = stored[::-1] if turn is not None and orientation in (5, 6, 7, 8) else stored
+    shown = stored[::-1] if orientation in SWAPPING else stored
     if expected_size is None or shown == expected_size:
         return turn
     if stored == expected_size:
         return None
     raise ImageError(
         f"{name}: need {expected_size[0]} x {expected_size[1]} (height x width), as annotated; it is "
-        f"{shown[0]} x {shown[1]} after EXIF rotation. Restore the image (was it rotated, or its EXIF block removed?)."
+        f"{shown[0]} x {shown[1]} and no EXIF block rotates it. Width and height are swapped in the annotations, or "
+        "the image was rotated, or its EXIF block removed: correct the annotations or restore the image."
     )
 
 
@@ -544,6 +567,15 @@ def _unturned(planes: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
             return planes[:, :, ::-1].transpose(0, 2, 1)
         case _:
             return planes
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image; 1, upright, if it has none."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # a hostile file may put anything there; the pixels are still usable
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

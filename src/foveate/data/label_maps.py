@@ -123,7 +123,7 @@ def open_semantic(
 
 
 def _open_segments(root: Path, split: str, labels: Path | None, with_images: bool) -> SemanticData:
-    data = from_panoptic(open_panoptic(root, split, with_images=with_images))
+    data = from_panoptic(open_panoptic(root, split, with_images=with_images, accept=True))
     if labels is None:
         return data
     given = _read_any(labels)

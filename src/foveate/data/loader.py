@@ -158,6 +158,7 @@ class ImageSource(TorchDataset[Sample | BadSample]):
         if regions == "boxes" and not any(record.boxes for record in dataset.records):
             raise InputError(
                 f'{dataset.name}: regions "boxes" need annotated boxes; the data has none. Use regions "grid".'
+                f"{dataset.ignored_sentence()}"
             )
         if captions and not dataset.captions:
             raise InputError(f"{dataset.name}: need captions; none were read. Read them with foveate.data.captions.")

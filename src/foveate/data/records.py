@@ -85,6 +85,15 @@ class IgnoredEntries:
 
 
 @dataclass(frozen=True)
+class Consistency:
+    """What the annotations of a file contradict; see `consistency.py`."""
+
+    kinds: dict[str, IgnoredEntries] = field(default_factory=dict)  # what was counted, by kind; nothing is ignored
+    doubt: str = ""  # why the file is refused unless the user accepts it
+    outside: tuple[int | str, ...] = ()  # ids of images whose boxes fit only the turned image; the first ones
+
+
+@dataclass(frozen=True)
 class Dataset:
     """The images of one split in the file's order, and the categories sorted by id."""
 
@@ -96,12 +105,24 @@ class Dataset:
     captions: Sequence[tuple[str, ...]] = ()  # of each record, in the same order; empty: none were read
     file: Path | None = None  # the COCO, LVIS or Objects365 file of the boxes and categories, if any
     remarks: dict[str, str] = field(default_factory=dict)  # image id -> what was odd when it was decoded; filled then
+    consistency: Consistency = Consistency()
 
     def ignored_lines(self) -> list[str]:
-        """What was ignored when the data was read, the notes, and the remarks so far, one line each."""
+        """What was ignored when the data was read, what contradicts, the notes, and the remarks so far, a line each."""
         lines = [f"{entries.count} ignored: {reason}; the first: {entries.first}"
                  for reason, entries in self.ignored.items()]  # fmt: skip
-        return [*lines, *self.notes, *remark_lines(self.remarks)]
+        kinds = self.consistency.kinds.items()
+        return [
+            *lines,
+            *(f"{entries.count} found: {kind}; the first: {entries.first}" for kind, entries in kinds),
+            *self.notes,
+            *remark_lines(self.remarks),
+        ]
+
+    def ignored_sentence(self) -> str:
+        """The lines as the end of a message that refuses data in which nothing is left; empty: there are none."""
+        lines = self.ignored_lines()
+        return f" When it was read: {'. '.join(lines)}." if lines else ""
 
 
 def remark_lines(remarks: dict[str, str]) -> list[str]:

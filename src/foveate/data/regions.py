@@ -17,6 +17,7 @@ from torch import Tensor
 
 from foveate.data.annotations import objects_of
 from foveate.data.boxes import ImageBoxes, parse_boxes
+from foveate.data.consistency import check_boxes
 from foveate.data.file_names import MAX_DEPTH, read_names
 from foveate.data.records import Box, Dataset, IgnoredEntries, Item, Record
 from foveate.data.validation import OUTSIDE, TINY, clip_box, count_ignored
@@ -55,19 +56,21 @@ def corner_box(*, height: int, width: int) -> Float[Tensor, "1 4"]:
     return torch.tensor([[0.0, 0.0, width / 4, height / 4]])
 
 
-def with_boxes(dataset: Dataset, path: Path) -> Dataset:
+def with_boxes(dataset: Dataset, path: Path, *, accept: bool = False) -> Dataset:
     """Replace the boxes of a data set by those of a file.
 
     Args:
         dataset: of any kind. The file may name an image by its id, by its path below the data's folder or the end of
             that path, by its name without suffix, and, in a list of results, by the integer that its name or id is.
         path: in any of the three forms of `boxes.py`.
+        accept: use boxes that contradict their images although they are the rule; see `consistency.py`.
 
     Returns:
         The same images with the file's boxes, clipped where the image size is known.
 
     Raises:
-        InputError: the file has another form, names none of the images, or states another image size than the data.
+        InputError: the file has another form, names none of the images, or states another image size than the data;
+            or its boxes contradict their images.
     """
     boxes_by_name, ignored, notes = parse_boxes(path), dict(dataset.ignored), list(dataset.notes)
     matched = match_images(boxes_by_name, dataset.records, path, ignored, reason=UNKNOWN_IMAGE, notes=notes)
@@ -75,6 +78,8 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
         index: _replace_boxes(dataset.records[index], boxes_by_name[name], f"{path}: image {name!r}", ignored)
         for index, name in matched.items()
     }
+    pairs = [(dataset.records[index], boxes_by_name[name]) for index, name in matched.items()]
+    consistency = check_boxes(path, pairs, accept=accept)
     if not boxed:
         twice = ignored.get(AMBIGUOUS)
         raise InputError(
@@ -93,7 +98,7 @@ def with_boxes(dataset: Dataset, path: Path) -> Dataset:
         boxed[index] if index in boxed else replace(record, boxes=(), labels=(), crowd=())
         for index, record in enumerate(dataset.records)
     )
-    return replace(dataset, records=records, ignored=ignored, notes=tuple(notes))
+    return replace(dataset, records=records, ignored=ignored, notes=tuple(notes), consistency=consistency)
 
 
 def note_boxless(dataset: Dataset) -> Dataset:

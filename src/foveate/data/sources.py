@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveate.data.annotation_file import load
+from foveate.data.consistency import accepted
 from foveate.data.datasets.coco import list_things, read_panoptic
 from foveate.data.datasets.folder import read_folder
 from foveate.data.datasets.lvis import file_categories, is_lvis, read_lvis
@@ -51,6 +52,7 @@ def open_data(
     split: str,
     annotations: AnnotationKind = "instances",
     annotation_file: Path | None = None,
+    accept: bool = False,
     progress: bool = False,
 ) -> Dataset:
     """Read a data set of any kind in the module's table.
@@ -62,11 +64,21 @@ def open_data(
             list the images of the split, whose ids are their names in its folder.
         annotation_file: read this file instead of that of the standard layout; its content shows whether it is COCO's,
             LVIS's or Objects365's, and it defines the images.
+        accept: read boxes that contradict their images although they are the rule; see `consistency.py`.
         progress: show a bar while shards are fetched (into $FOVEATE_CACHE/shards) and scanned.
 
     Raises:
-        InputError: the data set is not recognised or may be two, or a file is malformed.
+        InputError: the data set is not recognised or may be two, a file is malformed, or its boxes contradict their
+            images.
     """
+    dataset = _open_any(path, split, annotations, annotation_file, progress=progress)
+    return dataset if annotations == "none" and annotation_file is None else accepted(dataset, accept=accept)
+
+
+def _open_any(
+    path: Path | str, split: str, annotations: AnnotationKind, annotation_file: Path | None, *, progress: bool
+) -> Dataset:
+    """`open_data` without the check of the boxes."""
     cache = default_cache()
     shards = _find_shards(path, None if cache is None else cache / "shards", progress=progress)
     path = Path(path)
@@ -83,19 +95,23 @@ def open_data(
     return _open_root(path, split, annotations)
 
 
-def open_annotations(root: Path | None, *, split: str, annotation_file: Path | None = None) -> Dataset:
+def open_annotations(
+    root: Path | None, *, split: str, annotation_file: Path | None = None, accept: bool = False
+) -> Dataset:
     """Read annotations without the images, which need not exist: the ground truth of files of results.
 
     Args:
         root: a COCO, LVIS, VOC or Objects365 root; ignored if an annotation file is given.
         split: "train", "val" or "test" ("trainval" for VOC) of the root.
         annotation_file: COCO, LVIS or Objects365 JSON.
+        accept: as for `open_data`.
 
     Raises:
-        InputError: neither is given, the root has no annotations or two kinds, or a file is malformed.
+        InputError: neither is given, the root has no annotations or two kinds, a file is malformed, or its boxes
+            contradict their images.
     """
     if annotation_file is not None:
-        return _read_annotations(annotation_file)
+        return accepted(_read_annotations(annotation_file), accept=accept)
     if root is None:
         raise InputError("data: need annotations to score against; got none. Give an annotation file or a root.")
     years = find_voc(root, with_images=False)
@@ -106,22 +122,27 @@ def open_annotations(root: Path | None, *, split: str, annotation_file: Path | N
         expected = ", ".join(map(str, [*files, root / "VOCdevkit/VOC2007"]))
         got = " and ".join(map(str, found)) or "none"
         raise InputError(f"{root}: need one of {expected} or Objects365's file; got {got}. Give the annotation file.")
-    return read_voc(years[0], split=split, with_images=False) if years else _read_annotations(found[0])
+    dataset = read_voc(years[0], split=split, with_images=False) if years else _read_annotations(found[0])
+    return accepted(dataset, accept=accept)
 
 
-def open_panoptic(root: Path, split: str, *, with_images: bool = True) -> Dataset:
+def open_panoptic(root: Path, split: str, *, with_images: bool = True, accept: bool = False) -> Dataset:
     """Open a root with panoptic annotations, in COCO's layout or ADE20K's; the images need not exist.
 
+    Args:
+        accept: as for `open_data`.
+
     Raises:
-        InputError: there are no panoptic annotations, or they are malformed.
+        InputError: there are no panoptic annotations, they are malformed, or boxes contradict their images.
     """
     file = root / f"{ADE_PANOPTIC}.json"
     if not file.is_file():
-        return _open_coco_panoptic(root, split, with_images=with_images)
+        return accepted(_open_coco_panoptic(root, split, with_images=with_images), accept=accept)
     if split != "val":
         raise InputError(f"--split: must be val for ADE20K; got {split}.")
     dataset = read_panoptic(file, root / "images" / "validation" if with_images else None, root / ADE_PANOPTIC)
-    return replace(dataset, categories=tuple(_separate_synonyms(category) for category in dataset.categories))
+    dataset = replace(dataset, categories=tuple(_separate_synonyms(category) for category in dataset.categories))
+    return accepted(dataset, accept=accept)
 
 
 def _open_coco_panoptic(root: Path, split: str, *, with_images: bool) -> Dataset:
@@ -255,7 +276,7 @@ def _read_instances(file: Path, images: Path, root: Path, *, with_masks: bool) -
     content = load(file, kind="a COCO instances")
     if is_lvis(content):
         return read_lvis(file, root, content=content, with_masks=with_masks)
-    categories = list_categories(file, content["categories"])
+    categories = list_categories(file, content)
     return list_things(file, content, images, categories=categories, with_masks=with_masks)
 
 
@@ -274,5 +295,5 @@ def _open_annotated(root: Path, file: Path, split: str, *, with_masks: bool) -> 
     is_below_root = any(not escapes(name) and (root / name).is_file() for name in below)
     images = root / f"{split}2017"
     folder = images if images.is_dir() and not is_below_root else root
-    categories = list_categories(file, content["categories"])
+    categories = list_categories(file, content)
     return list_things(file, content, folder, categories=categories, with_masks=with_masks)

@@ -129,9 +129,9 @@ def classes_of_annotations(path: Path, *, file: Path | None = None) -> tuple[tup
     Raises:
         InputError: as `read_split`, or the annotation file is malformed.
     """
-    entries = load(path, kind="an annotation")["categories"]
-    has_frequency = any(isinstance(entry, dict) and "frequency" in entry for entry in entries)
-    categories = (list_lvis_categories if has_frequency else list_categories)(path, entries)
+    content = load(path, kind="an annotation")
+    has_frequency = any(isinstance(entry, dict) and "frequency" in entry for entry in content["categories"])
+    categories = (list_lvis_categories if has_frequency else list_categories)(path, content)
     names = tuple(category.name for category in categories)
     split = _decide(categories, path.parent.parent, file) or BaseNovel(names, (), (), "all categories")
     return tuple(name for name in names if name not in split.excluded), split

@@ -1,8 +1,9 @@
 """Strict validation of annotation files; every data set reader is built from these functions.
 
 A file that contradicts itself (wrong types, unknown or repeated ids, a file name that leaves its folder) is refused
-with the file, the entry and the field. A single unusable box (not finite, outside the image, under 1 pixel inside it)
-is ignored and counted in `Dataset.ignored`, which every command reports. Boxes across the border are clipped.
+with the file, the entry and the field. A single unusable box (missing, not finite, outside the image, under 1 pixel
+inside it) is ignored and counted in `Dataset.ignored`, which every command reports. Boxes across the border are
+clipped; `consistency.py` counts those that contradict their image. 120.0 is read as 120.
 """
 
 import math
@@ -59,6 +60,11 @@ def short(value: object) -> str:
 def is_number(value: object) -> bool:
     """Whether a value of a JSON file is a number, which may be infinite or NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def whole(value: Any) -> Any:
+    """A float without a fraction as an integer, as exporters write 120.0; anything else is returned unchanged."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def is_id(value: object) -> bool:
@@ -129,13 +135,14 @@ def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) 
             fail(where, need, f"{problem}; its keys are {short(list(content))}", "Name the annotation file.")
 
 
-def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) -> str:
+def check_entry(where: str | Path, entry: Any, noun: str, seen: Any) -> str:
     """Check that an entry is an object with a unique id; return how messages name it."""
     if not isinstance(entry, dict):
         fail(f"{where}: {noun}", "an object", short(entry))
-    key: Any = entry.get("id")
+    key: Any = whole(entry.get("id"))
     if not is_id(key):
         fail(f"{where}: {noun}", "an `id`, an integer or a string", short(key))
+    entry["id"] = key
     name = f"{where}: {noun} {short(key)}"
     if key in seen:
         fail(name, f"a unique `id` per {noun}", "the same one twice")
@@ -144,8 +151,8 @@ def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) 
 
 
 def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) -> Any:
-    """Return a field of a type; an empty string counts as missing."""
-    value = entry.get(key)
+    """Return a field of a type; an empty string counts as missing, and 120.0 is the integer 120."""
+    value = whole(entry.get(key))
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or value == "":
         fail(where, f"`{key}`, {need}", short(value) if key in entry else "no such field")
     return value
@@ -153,31 +160,64 @@ def field(where: str, entry: dict[str, Any], key: str, kind: type, need: str) ->
 
 def known_id(where: str, entry: dict[str, Any], key: str, known: dict[Any, Any]) -> Any:
     """Return a field that must be one of the file's ids."""
-    value = entry.get(key)
+    value = whole(entry.get(key))
     if not is_id(value) or value not in known:
         fail(where, f"`{key}`, one of the {len(known)} ids in the file", short(value))
     return value
 
 
 def flag(where: str, entry: dict[str, Any], key: str, *, default: int | None) -> bool:
-    """Return a field that is 0 or 1."""
-    value = entry.get(key, default)
+    """Return a field that is 0 or 1; null is the default."""
+    value = whole(entry.get(key))
+    value = default if value is None else value
     if not isinstance(value, int) or value not in (0, 1):
         fail(where, f"`{key}`, 0 or 1", short(value) if key in entry else "no such field")
     return bool(value)
 
 
-def list_categories(path: Path, entries: list[Any], *, need_isthing: bool = False) -> tuple[Category, ...]:
-    """Read the categories of a file, sorted by id."""
+def list_categories(path: Path, content: dict[str, Any], *, need_isthing: bool = False) -> tuple[Category, ...]:
+    """Read the categories of a file, sorted by id, without those that `unused_categories` names."""
     categories = []
     seen: set[int | str] = set()
-    for entry in entries:
+    unused = unused_categories(content)
+    for entry in content["categories"]:
         where = check_entry(path, entry, "category", seen)
         number = field(where, entry, "id", int, "an integer")
         name = field(where, entry, "name", str, "its name")
+        if number in unused:
+            continue
         is_thing = flag(where, entry, "isthing", default=None if need_isthing else 1)
         categories.append(Category(number, name, is_thing))
     return tuple(sorted(categories, key=lambda category: category.id))
+
+
+def unused_categories(content: dict[str, Any]) -> dict[int | str, str]:
+    """The categories that exporters add and that are no classes: a line for people by id.
+
+    They own no object, and are called background, or are the supercategory of others (the root of a tree). In a file
+    without annotations none is left out.
+    """
+    if "unused" in content:
+        return content["unused"]
+    entries = [entry for entry in content["categories"] if isinstance(entry, dict) and is_id(whole(entry.get("id")))]
+    named = [entry for entry in entries if isinstance(entry.get("name"), str)]
+    parents = {parent for entry in named if (parent := short(entry.get("supercategory"))) != short(entry["name"])}
+    suspects: dict[int | str, str] = {}
+    for entry in named:
+        is_parent = short(entry["name"]) in parents
+        if is_parent or entry["name"].strip("_- ").lower() == "background":
+            reason = "is the supercategory of others" if is_parent else "names the background"
+            text = f"category {short(entry['name'])} is not used as a class: it {reason} and owns no object"
+            suspects[whole(entry["id"])] = text
+    is_empty = True
+    for entry in content.get("annotations", ()) if suspects else ():
+        is_empty = False
+        parts = entry.get("segments_info", [entry]) if isinstance(entry, dict) else []
+        for part in parts if isinstance(parts, list) else []:
+            key = part.get("category_id") if isinstance(part, dict) else None
+            if is_number(key):
+                suspects.pop(whole(key), None)
+    return {} if is_empty else suspects
 
 
 def file_name(where: str, entry: dict[str, Any]) -> str:
@@ -199,30 +239,33 @@ def list_images(
     for entry in entries:
         where = check_entry(path, entry, "image", seen)
         name = name_of(where, entry)
-        for key in ("height", "width"):
-            if not 1 <= field(where, entry, key, int, "an integer number of pixels") <= MAX_SIDE:
+        height, width = (field(where, entry, key, int, "an integer number of pixels") for key in ("height", "width"))
+        for key, side in (("height", height), ("width", width)):
+            if not 1 <= side <= MAX_SIDE:
                 fail(where, f"`{key}` of at least 1 pixel", short(entry[key]))
         if str(entry["id"]) in texts:  # 1 and "1" would look the same in messages and results
             fail(where, "ids that differ as text", "the same id as a number and as a string")
         texts.add(str(entry["id"]))
-        images[entry["id"]] = ListedImage(name, entry["height"], entry["width"])
+        images[entry["id"]] = ListedImage(name, height, width)
     return images
 
 
 # ------------------------------------------------------------------------------------------------------------ the boxes
 
 
-def box_of(where: str, value: Any, *, height: int, width: int) -> Box | str:
-    """Convert an annotation's xywh to xyxy clipped to the image, or return the reason why it is ignored."""
+def read_xywh(where: str, value: Any) -> Box | None:
+    """Read an annotation's `bbox`: x, y, width, height, which may be infinite or NaN; None: it is missing or empty."""
+    if value is None or value == [] or value == [None] * 4:
+        return None
     if not isinstance(value, list) or len(value) != 4:
         fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
-    if not all(map(is_number, value)):
+    if not {*map(type, value)} <= {int, float}:
         fail(where, "`bbox` of four numbers", short(value))
     try:
         x, y, w, h = map(float, value)
     except OverflowError:  # an integer beyond the range of floats
-        return NOT_FINITE
-    return clip_box((x, y, x + w, y + h), height=height, width=width)
+        return math.inf, math.inf, math.inf, math.inf
+    return x, y, w, h
 
 
 def clip_box(box: Box, *, height: int, width: int) -> Box | str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from foveate.data.annotation_file import Entries, load_list
 from foveate.data.records import Dataset, IgnoredEntries
-from foveate.data.validation import count_ignored, fail, is_id, is_number, short
+from foveate.data.validation import count_ignored, fail, is_id, is_number, short, whole
 from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -190,7 +190,7 @@ def _check_same_data(path: Path, content: Iterable[Any], dataset: Dataset, image
 
 
 def _is_known(value: Any, ids: Mapping[Any, Any]) -> bool:
-    return is_id(value) and value in ids
+    return is_id(whole(value)) and value in ids
 
 
 def _check_known(where: str, entry: dict[str, Any], key: str, ids: Mapping[Any, Any], *, of: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.clip.names import Head, Pad, TemplateName
-from foveate.data.flags import LabelMapFlags
+from foveate.data.flags import AnnotationFlags, LabelMapFlags
 from foveate.heads.panoptic.names import Templates
 from foveate.predict.flags import Fusing, MaskFlags, Segmenting
 
@@ -58,7 +58,7 @@ class DenseFlags(ImageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions(DenseFlags):
+class Regions(AnnotationFlags, DenseFlags):
     """Classify annotated regions from the dense map and from crops (Fig. 2, 3 and Tab. 1 of the paper)."""
 
     data: Path
@@ -105,7 +105,7 @@ class Agreement(ReferenceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval(ReferenceFlags):
+class Retrieval(AnnotationFlags, ReferenceFlags):
     """Retrieve images and regions with the locations of the dense map as queries (Tab. A1 of the paper)."""
 
     data: Path
@@ -136,7 +136,7 @@ class ZeroShotFlags(ImageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Global(ZeroShotFlags):
+class Global(AnnotationFlags, ZeroShotFlags):
     """Zero-shot classification and retrieval with image embeddings of whole images."""
 
     data: Path
@@ -150,7 +150,7 @@ class Global(ZeroShotFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pareto(ZeroShotFlags):
+class Pareto(AnnotationFlags, ZeroShotFlags):
     """Interpolate student and teacher weights, and measure dense against whole-image accuracy of each mixture."""
 
     data: Path
@@ -174,7 +174,7 @@ class Pareto(ZeroShotFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detection(ImageFlags, Fusing):
+class Detection(AnnotationFlags, ImageFlags, Fusing):
     """Measure a detector: AP of base and novel categories on OV-COCO, LVIS, VOC, Objects365 or the world (Sec. 4.3).
 
     The network processes each image once. Several --fusion pairs are evaluated on the cached candidate boxes, which
@@ -236,7 +236,7 @@ class Semantic(LabelMapFlags, Segmenting, ImageFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panoptic(MaskFlags, ImageFlags):
+class Panoptic(AnnotationFlags, MaskFlags, ImageFlags):
     """Measure panoptic segmentation with any CLIP: PQ of things and stuff, of seen classes and of others (Tab. 5).
 
     Masks come from a mask generator (`foveate train-panoptic`). They are classified by its class embeddings and by a

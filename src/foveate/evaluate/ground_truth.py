@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from foveate.data.annotation_file import load
+from foveate.data.consistency import box_of_segmentation, usable_areas
 from foveate.data.instance_masks import encode_mask
-from foveate.data.records import Dataset
+from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.splits import BaseNovel
-from foveate.data.validation import check_entry, fail, flag, known_id, short
+from foveate.data.validation import ListedImage, check_entry, fail, flag, is_number, known_id, read_xywh, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.flags import Style
 
@@ -204,6 +205,7 @@ def _from_file(
 ) -> tuple[list[Object], list[str]]:
     """The objects of the data set's images as in the file, not clipped and of any size, and the rules."""
     images = {record.id: number for number, record in enumerate(dataset.records)}
+    sizes = [record.size for record in dataset.records]
     in_file = {image.get("id"): None for image in content["images"] if isinstance(image, dict)}
     missing = [key for key in images if key not in in_file]
     if missing:
@@ -214,35 +216,45 @@ def _from_file(
     by_id = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
     seen: set[int | str] = set()
     objects, ignored_objects, without_area = [], 0, 0
+    ignored: dict[str, IgnoredEntries] = {}
     for entry in content["annotations"]:
         where = check_entry(path, entry, "annotation", seen)
         image = images.get(known_id(where, entry, "image_id", in_file))
         label = by_id[known_id(where, entry, "category_id", by_id)]
         if image is None or label < 0:
             continue
-        box = _read_box(where, entry.get("bbox"))
+        size = sizes[image]
+        assert size is not None, f"{where}: an image of an annotation file has a size"
+        box = _read_box(where, entry, size)
         if box is None:
             ignored_objects += 1
             continue
-        area = entry.get("area", box[2] * box[3])
-        if isinstance(area, bool) or not isinstance(area, int | float) or not 0 <= area < MAX_COORDINATE**2:
+        area = entry.get("area")
+        if area is not None and not is_number(area):
             fail(where, "`area`, a number of pixels", short(area))
         segmentation = None
         if masks:
-            size = dataset.records[image].size
-            assert size is not None, f"{where}: an image of an annotation file has a size"
-            outline = encode_mask(where, entry.get("segmentation"), height=size[0], width=size[1])
+            outline = encode_mask(where, entry.get("segmentation"), height=size[0], width=size[1], ignored=ignored)
             if isinstance(outline, str):
                 ignored_objects += 1
                 continue
             segmentation = {"size": list(size), "counts": outline.decode("ascii")}
-        without_area += "area" not in entry
+        without_area += area is None
         crowd_keys = ("iscrowd", "difficult", "ignore") if difficult else ("iscrowd",)
         crowd = any(flag(where, entry, key, default=0) for key in crowd_keys)
-        objects.append(Object(image, label, box, float(area), crowd, segmentation))
+        number = math.nan if area is None or abs(area) >= MAX_COORDINATE**2 else float(area)
+        objects.append(Object(image, label, box, number, crowd, segmentation))
+    areas, replaced = usable_areas([item.area for item in objects], [item.box for item in objects])
+    objects = [item._replace(area=area) for item, area in zip(objects, areas.tolist(), strict=True)]
     rules = ["boxes and areas are those of the annotation file, none is clipped or ignored for its size"]
     if without_area:
         rules.append(f"areas are those of the boxes where the file has none ({without_area} objects)")
+    if replaced.sum() > without_area:
+        rules.append(
+            f"areas are those of the boxes where the file has 0, a negative one or one far from the box's "
+            f"({replaced.sum() - without_area} objects)"
+        )
+    rules += [f"{entries.count} ignored: {reason}; the first: {entries.first}" for reason, entries in ignored.items()]
     if ignored_objects:
         rules.append(
             f"{ignored_objects} objects without a finite box or, where masks count, without a mask are ignored"
@@ -250,12 +262,13 @@ def _from_file(
     return objects, rules
 
 
-def _read_box(where: str, value: Any) -> Box | None:
-    if not isinstance(value, list) or len(value) != 4:
-        fail(where, "`bbox`, [x, y, width, height] in pixels", short(value))
-    if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in value):
-        fail(where, "`bbox` of four numbers", short(value))
-    x, y, w, h = (float(side) if abs(side) < MAX_COORDINATE else math.inf for side in value)  # NaN too
+def _read_box(where: str, entry: dict[str, Any], size: tuple[int, int]) -> Box | None:
+    """The box as in the file, or the extent of the object's mask; None: it cannot be used."""
+    box = read_xywh(where, entry.get("bbox"))
+    box = box_of_segmentation(where, entry, ListedImage("", *size)) if box is None else box
+    if box is None:
+        return None
+    x, y, w, h = (side if abs(side) < MAX_COORDINATE else math.inf for side in box)  # NaN too
     return (x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) and w >= 0 and h >= 0 else None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from foveate.clip.vocabulary import Vocabulary
 from foveate.data.captions import only_captioned, with_captions
-from foveate.data.records import Dataset
+from foveate.data.records import Consistency, Dataset
 from foveate.data.sources import open_data
 from foveate.data.validation import parse
 from foveate.errors import InputError
@@ -29,12 +29,13 @@ class LabelledImages:
 
 
 def open_labelled(
-    data: Path, *, split: str, names: Path | None, classify: bool = True, retrieve: bool = True
+    data: Path, *, split: str, names: Path | None, classify: bool = True, retrieve: bool = True, accept: bool = False
 ) -> tuple[LabelledImages | None, Dataset | None]:
     """Open classes and captions of a folder of class folders, a COCO root or tar shards.
 
     Args:
         names: JSON of the names of class folders, see `class_folders`.
+        accept: as for `open_data`.
 
     Returns:
         The images with classes, and the images with captions; None if the data has none or they are not requested.
@@ -47,12 +48,14 @@ def open_labelled(
     labelled = images = None
     has_captions = retrieve and (data / "annotations" / f"captions_{split}2017.json").is_file()
     if classify or not has_captions:
-        dataset = open_data(data, split=split, annotations="instances")
+        dataset = open_data(data, split=split, annotations="instances", accept=accept)
         if len(dataset.records) and dataset.records[0].member is not None:  # tar shards
             images = dataset if retrieve else None
         elif classify:
             labelled = annotated_things(dataset) if dataset.categories else class_folders(dataset, names=names)
-            images = replace(dataset, ignored={}, notes=()) if has_captions else None  # reported once, with the classes
+            images = (
+                replace(dataset, ignored={}, notes=(), consistency=Consistency()) if has_captions else None
+            )  # reported once, with the classes
     elif has_captions:
         images = open_data(data, split=split, annotations="none")
     captioned = None if images is None else only_captioned(with_captions(images, root=data, split=split))

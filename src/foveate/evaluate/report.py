@@ -84,6 +84,9 @@ def finish(
     remarks = {key: remark for dataset in datasets for key, remark in dataset.remarks.items()}
     if remarks:
         result["remarks"] = remarks
+    result["contradictory"] = {
+        kind: asdict(entry) for dataset in datasets for kind, entry in dataset.consistency.kinds.items()
+    }
     result["seconds"] = round(time.perf_counter() - started, 1)
     Console().print(table)
     lines = dict.fromkeys(line for dataset in datasets for line in dataset.ignored_lines())

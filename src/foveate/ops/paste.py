@@ -77,7 +77,9 @@ def fault_of_rle(value: Any, *, height: int, width: int) -> str | None:
         value: {"size": [height, width], "counts": whole numbers, or their compressed text}.
     """
     if not isinstance(value, dict) or value.get("size") != [height, width]:
-        return f"run lengths with the size [{height}, {width}] of the image are needed"
+        size = value.get("size") if isinstance(value, dict) else None
+        swapped = ", which is [width, height]" if size == [width, height] else ""
+        return f"run lengths of size {size!r:.40}{swapped}, where the image has [height, width] = [{height}, {width}]"
     counts = value.get("counts")
     runs = _uncompress(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(isinstance(length, int) and length >= 0 for length in runs):

@@ -17,6 +17,7 @@ from foveate.clip.io.digest import digest_state
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.data.boxes import ImageBoxes, read_boxes
+from foveate.data.consistency import check_boxes
 from foveate.data.records import Dataset
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
@@ -44,7 +45,7 @@ def run(config: Embed) -> Path:
     started = time.perf_counter()
     dataset = list_images(config.images)
     if config.boxes is not None:
-        dataset = _with_boxes(dataset, config.boxes)
+        dataset = _with_boxes(dataset, config.boxes, accept=config.accept_annotations)
     clip = load(config.model, pretrained=config.pretrained, device=choose_device(config.device, local_rank=None))
     if config.features != "image" and config.head != "masked":
         check_head(clip.visual, config.head)
@@ -61,6 +62,8 @@ def run(config: Embed) -> Path:
     done = parts[-1].stop if parts else 0
     resumed = f"; {done} are done already" if done else ""
     count = len(dataset.records)
+    for line in dataset.ignored_lines():
+        print(line, file=sys.stderr)
     print(f"{count} images to embed with {config.model}{resumed}; unfinished work is in {folder}", flush=True)
     # with --strict, images that an earlier run without it skipped count too
     if config.strict and (bad := [note for part in parts for note in part.notes["bad"]]):
@@ -106,14 +109,16 @@ def _check(config: Embed) -> None:
         raise InputError(f"--workers: need 0 (decode in this process) or more; got {config.workers}.")
 
 
-def _with_boxes(dataset: Dataset, path: Path) -> Dataset:
+def _with_boxes(dataset: Dataset, path: Path, *, accept: bool) -> Dataset:
     """Give each image its boxes, none to images that are not in the file."""
     by_image = read_boxes(path, images=[str(record.id) for record in dataset.records])
+    pairs = [(record, by_image[str(record.id)]) for record in dataset.records if str(record.id) in by_image]
+    consistency = check_boxes(path, pairs, accept=accept)
     records = []
     for record in dataset.records:
         boxed = by_image.get(str(record.id), ImageBoxes())
         records.append(replace(record, boxes=boxed.boxes, height=boxed.height, width=boxed.width))
-    return replace(dataset, records=tuple(records))
+    return replace(dataset, records=tuple(records), consistency=consistency)
 
 
 def _size(config: Embed, clip: Clip) -> int:

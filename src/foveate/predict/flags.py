@@ -7,6 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from foveate.clip.names import Head, RegionHead, TemplateName
+from foveate.data.flags import AnnotationFlags
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.panoptic.names import Region
 
@@ -148,7 +149,7 @@ class Detect(Fusing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed:
+class Embed(AnnotationFlags):
     """Write features of images into F.safetensors, and F.json beside it.
 
     F.json lists the images in order (id, height, width) and those that could not be read. An id is the path within

@@ -165,7 +165,7 @@ def _write_names(stage: Stage) -> None:
     else:
         from foveate.data.sources import open_data
 
-        categories = open_data(stage.data, split=stage.split, annotations="panoptic").categories
+        categories = open_data(stage.data, split=stage.split, annotations="panoptic", accept=True).categories
         names = [category.name for category in categories]
     write_whole(stage.names, "".join(f"{name}\n" for name in names).encode())
 

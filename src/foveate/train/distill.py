@@ -152,6 +152,7 @@ def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
         split=config.split,
         annotations="instances" if config.regions == "annotations" else "none",
         annotation_file=config.annotations,
+        accept=config.accept_annotations,
         progress=progress,
     )
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
@@ -159,7 +160,7 @@ def open_images(config: DistillConfig, *, progress: bool) -> ImageSource:
         dataset = with_captions(dataset, root=config.data, split=config.split, file=config.captions)
     if boxes is not None:
         note = _check_boxes(config, boxes)
-        dataset = with_boxes(dataset, boxes)
+        dataset = with_boxes(dataset, boxes, accept=config.accept_annotations)
         dataset = dataset if note is None else replace(dataset, notes=(*dataset.notes, note))
     elif config.regions == "annotations":
         dataset = _note_novel(config, dataset)
@@ -173,11 +174,12 @@ def _open_held_out(config: DistillConfig) -> ImageSource | None:
     if config.validate is None:
         return None
     annotations = "instances" if regions_of(config) == "boxes" else "none"
-    dataset = open_data(config.validate, split=HELD_OUT, annotations=annotations)
+    dataset = open_data(config.validate, split=HELD_OUT, annotations=annotations, accept=config.accept_annotations)
     if config.objective == "image-text":
         dataset = only_captioned(with_captions(dataset, root=config.validate, split=HELD_OUT))
     if annotations == "instances" and not any(record.boxes for record in dataset.records):
-        raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none.")
+        raise InputError(f"--validate {config.validate}: needs annotated boxes where boxes are distilled; got none."
+                         f"{dataset.ignored_sentence()}")  # fmt: skip
     return _source(config, dataset, seed=0)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from foveate.clip.names import Pad, StudentHead, TemplateName
-from foveate.data.flags import LabelMapFlags
+from foveate.data.flags import AnnotationFlags, LabelMapFlags
 from foveate.heads.catseg.names import Residual, Version
 from foveate.heads.common.names import Length, PyramidKind
 from foveate.heads.fvit.names import Resize, Statistics
@@ -78,7 +78,7 @@ class ReaderFlags(RunFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(ReaderFlags):
+class DistillConfig(AnnotationFlags, ReaderFlags):
     """Distil a CLIP into itself, so that its dense features match its image crops (CLIPSelf)."""
 
     data: str
@@ -193,7 +193,7 @@ class HeadFlags(ReaderFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFViT(HeadFlags):
+class TrainFViT(AnnotationFlags, HeadFlags):
     """Train F-ViT, an open-vocabulary detector on a frozen CLIP ViT (Sec. 3.3), on base categories only."""
 
     data: Path
@@ -298,7 +298,7 @@ class TrainCatSeg(LabelMapFlags, HeadFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPanoptic(HeadFlags):
+class TrainPanoptic(AnnotationFlags, HeadFlags):
     """Train a mask generator like ODISE's (Tab. 5): Mask2Former's decoder on a frozen encoder.
 
     It learns from the segments of base classes only, things and stuff.
@@ -360,7 +360,7 @@ class TrainPanoptic(HeadFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proposals(ReaderFlags):
+class Proposals(AnnotationFlags, ReaderFlags):
     """Train an RPN on base categories only and generate region proposals for `foveate distill --regions FILE`.
 
     Runs in one process: it takes minutes, and the proposals are written to one file in the order of the images.

@@ -110,7 +110,13 @@ def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]
     Raises:
         InputError: no image has a box of a base category.
     """
-    dataset = open_data(config.data, split=config.split, annotations=_kind(config), annotation_file=config.annotations)
+    dataset = open_data(
+        config.data,
+        split=config.split,
+        annotations=_kind(config),
+        annotation_file=config.annotations,
+        accept=config.accept_annotations,
+    )
     if not dataset.categories:
         raise InputError(
             f"--data {config.data}: need annotated boxes with their categories; found none. Give the root of COCO, "
@@ -133,7 +139,7 @@ def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]
     if not objects.records:
         raise InputError(
             f"--data {config.data}: need annotated boxes of base categories in split {config.split}; found none. "
-            "Is this the right root, split and --novel?"
+            f"Is this the right root, split and --novel?{dataset.ignored_sentence()}"
         )
     return objects, split
 
@@ -142,7 +148,9 @@ def _open_held_out(config: TrainFViT, dataset: Dataset, split: BaseNovel) -> Eva
     """The held-out images with boxes of base categories."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=HELD_OUT, annotations=_kind(config))
+    held_out = open_data(
+        Path(config.validate), split=HELD_OUT, annotations=_kind(config), accept=config.accept_annotations
+    )
     require_same_categories(held_out.categories, dataset.categories[:-1], root=config.validate)
     return EvaluationSource(_with_objects(held_out, split), masks=config.masks)
 

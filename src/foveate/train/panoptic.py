@@ -117,7 +117,7 @@ def open_segments(config: TrainPanoptic, report: Report) -> tuple[Dataset, BaseN
     Raises:
         InputError: no image has a segment of a base class.
     """
-    dataset = open_data(config.data, split=config.split, annotations="panoptic")
+    dataset = open_data(config.data, split=config.split, annotations="panoptic", accept=config.accept_annotations)
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
     split = split_semantic(dataset, config.data, file=config.novel)
     if split is None:
@@ -127,7 +127,7 @@ def open_segments(config: TrainPanoptic, report: Report) -> tuple[Dataset, BaseN
     if not segments.records:
         raise InputError(
             f"--data {config.data}: need segments of base classes in split {config.split}; found none. Is this the "
-            "right root, split and --novel?"
+            f"right root, split and --novel?{dataset.ignored_sentence()}"
         )
     return segments, split
 
@@ -136,7 +136,9 @@ def _open_held_out(config: TrainPanoptic, dataset: Dataset, split: BaseNovel) ->
     """The held-out images with a segment of a base class."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=HELD_OUT, annotations="panoptic")
+    held_out = open_data(
+        Path(config.validate), split=HELD_OUT, annotations="panoptic", accept=config.accept_annotations
+    )
     require_same_categories(held_out.categories, dataset.categories[:-1], root=config.validate)
     return EvaluationSource(as_segments(held_out, split))
 

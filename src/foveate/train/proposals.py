@@ -128,7 +128,9 @@ def _open(config: Proposals, report: Report) -> Data:
     Raises:
         InputError: no annotations, no boxes of base categories, or no held-out data as requested.
     """
-    dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
+    dataset = open_data(
+        config.data, split=config.split, annotation_file=config.annotations, accept=config.accept_annotations
+    )
     if not dataset.categories:
         raise InputError(
             f"--data {config.data}: need images with annotated boxes, which proposals are learned from; found none. "
@@ -146,7 +148,7 @@ def _open(config: Proposals, report: Report) -> Data:
     if all(crowd for record in objects.records for crowd in record.crowd):
         raise InputError(
             f"--data {config.data}: need annotated boxes of base categories in split {config.split}; found none. "
-            "Is this the right root, split and --novel?"
+            f"Is this the right root, split and --novel?{dataset.ignored_sentence()}"
         )
     return Data(
         objects=only_with_objects(objects) if is_split else objects,
@@ -163,7 +165,7 @@ def _open_measured(config: Proposals, dataset: Dataset, report: Report) -> Datas
     if config.split == HELD_OUT:
         return None
     try:
-        measured = open_data(config.data, split=HELD_OUT)
+        measured = open_data(config.data, split=HELD_OUT, accept=config.accept_annotations)
     except InputError as error:
         report(f"no recall is measured: {error}")
         return None
@@ -177,7 +179,7 @@ def _open_held_out(config: Proposals, dataset: Dataset, split: BaseNovel) -> Eva
     """The images on which the held-out loss is measured."""
     if config.validate is None:
         return None
-    held_out = open_data(Path(config.validate), split=HELD_OUT)
+    held_out = open_data(Path(config.validate), split=HELD_OUT, accept=config.accept_annotations)
     require_same_categories(held_out.categories, dataset.categories, root=config.validate)
     return EvaluationSource(only_with_objects(as_objects(held_out, split.base)), masks=False)
 

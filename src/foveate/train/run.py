@@ -64,7 +64,7 @@ KEPT_CHECKPOINTS = 2  # the newest
 TIMEOUT = "FOVEATE_TIMEOUT"  # environment variable: seconds without an answer from another process; default: 120
 MAY_CHANGE = (
     *("out", "recipe", "workers", "log_every", "save_every"),
-    *("strict", "track", "dry_run", "compile", "skip_nonfinite"),
+    *("strict", "track", "dry_run", "compile", "skip_nonfinite", "accept_annotations"),
 )
 """Fields that may change between the parts of any run: what is learned is the same."""
 SHARED = ("batch", "accumulate", "processes")

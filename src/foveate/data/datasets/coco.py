@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from foveate.data.annotation_file import load
-from foveate.data.annotations import AnnotatedRecords, Arrays, ObjectList, packed, stored_arrays
+from foveate.data.annotations import AnnotatedRecords, Arrays, IdSet, ObjectList, packed, stored_arrays
+from foveate.data.consistency import Checks
 from foveate.data.instance_masks import encode_mask
-from foveate.data.records import Box, Dataset, IgnoredEntries
+from foveate.data.records import Box, Consistency, Dataset, IgnoredEntries
 from foveate.data.validation import (
     ListedImage,
-    box_of,
     check_entry,
     count_ignored,
     fail,
@@ -29,6 +29,7 @@ from foveate.data.validation import (
     list_categories,
     list_images,
     short,
+    unused_categories,
 )
 from foveate.types import Category
 
@@ -52,7 +53,7 @@ def read_instances(json_path: Path | str, image_folder: Path | str, *, with_mask
     """
     path = Path(json_path)
     content = load(path, kind="a COCO instances")
-    categories = list_categories(path, content["categories"])
+    categories = list_categories(path, content)
     return list_things(path, content, Path(image_folder), categories=categories, with_masks=with_masks)
 
 
@@ -85,25 +86,29 @@ def list_things(
     def read() -> tuple[Arrays, dict[str, Any]]:
         images = list_images(path, content["images"], name_of=name_of)
         numbers = {key: number for number, key in enumerate(images)}
-        things, ignored, seen = ObjectList(), {}, set()
+        checks, things, seen, count = Checks(path), ObjectList(), IdSet(), 0
+        checks.see_images(images)
         for entry in content["annotations"]:
+            count += 1
             where = _check_instance(path, entry, seen)
             key = known_id(where, entry, "image_id", images)
-            thing = _thing(where, entry, labels, images[key], with_masks=with_masks)
+            thing = _thing(where, entry, labels, images[key], checks, with_masks=with_masks)
             if isinstance(thing, str):
-                count_ignored(ignored, thing, where)
+                count_ignored(checks.ignored, thing, where)
             else:
                 box, label, crowd, mask = thing
                 things.add(numbers[key], box, label, crowd=crowd, mask=mask)
-        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, {"ignored": _plain(ignored)}
+        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, _facts(checks, count)
 
     arrays, facts, stored = stored_arrays(path, f"{naming}, masks: {with_masks}", read)
-    records, notes = AnnotatedRecords(arrays, folders=(folder,), stored=stored), list[str]()
+    records = AnnotatedRecords(arrays, folders=(folder,), stored=stored)
+    notes = list(unused_categories(content).values())
     records = _with_files(path, records, "names", folder, notes)
-    return Dataset(path.stem, categories, records, _ignored(facts), tuple(notes), file=path)
+    ignored, consistency = _found(facts)
+    return Dataset(path.stem, categories, records, ignored, tuple(notes), file=path, consistency=consistency)
 
 
-def _check_instance(path: Path, entry: Any, seen: set[int | str]) -> str:
+def _check_instance(path: Path, entry: Any, seen: IdSet) -> str:
     """Check that an entry can be an object; return how messages name it."""
     if isinstance(entry, dict) and "segments_info" in entry:
         fail(str(path), "a `bbox` per annotation", "`segments_info`: a panoptic file", "Give the instances file.")
@@ -111,14 +116,16 @@ def _check_instance(path: Path, entry: Any, seen: set[int | str]) -> str:
 
 
 def _thing(
-    where: str, entry: dict[str, Any], labels: dict[int, int], image: ListedImage, *, with_masks: bool
+    where: str, entry: dict[str, Any], labels: dict[int, int], image: ListedImage, checks: Checks, *, with_masks: bool
 ) -> tuple[Box, int, bool, bytes] | str:
     """The box, label, crowd and mask of an object, or the reason why it is ignored."""
     label = labels[known_id(where, entry, "category_id", labels)]
     crowd = flag(where, entry, "iscrowd", default=0)
-    size = {"height": image.height, "width": image.width}
-    box = box_of(where, entry.get("bbox"), **size)
-    mask = encode_mask(where, entry.get("segmentation"), **size) if with_masks else b""
+    mask: bytes | str = b""
+    if with_masks:
+        size = {"height": image.height, "width": image.width}
+        mask = encode_mask(where, entry.get("segmentation"), **size, ignored=checks.ignored)
+    box = checks.box_of(where, entry, image, label=label, crowd=crowd, mask=mask)
     if isinstance(box, str):
         return box
     return mask if isinstance(mask, str) else (box, label, crowd, mask)
@@ -139,13 +146,14 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     """
     path = Path(json_path)
     content = load(path, kind="a COCO panoptic")
-    categories = list_categories(path, content["categories"], need_isthing=True)
+    categories = list_categories(path, content, need_isthing=True)
     labels = {category.id: label for label, category in enumerate(categories)}
 
     def read() -> tuple[Arrays, dict[str, Any]]:
         images = list_images(path, content["images"])
         numbers = {key: number for number, key in enumerate(images)}
-        things, ignored, pngs = ObjectList(), {}, {}
+        checks, things, pngs = Checks(path), ObjectList(), {}
+        checks.see_images(images)
         for entry in content["annotations"]:
             image_id = entry.get("image_id") if isinstance(entry, dict) else None
             where = f"{path}: annotation of image {image_id}"
@@ -156,32 +164,42 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             if key in pngs:
                 fail(where, "one annotation per image", "a second one")
             pngs[key] = field(where, entry, "file_name", str, "the name of a PNG file")
-            for box, label, crowd, number in _segments(where, entry["segments_info"], labels, images[key], ignored):
+            for box, label, crowd, number in _segments(where, entry["segments_info"], labels, images[key], checks):
                 things.add(numbers[key], box, label, crowd=crowd, segment=number)
         for key in images:
             if key not in pngs:
-                count_ignored(ignored, UNANNOTATED, f"{path}: image {short(key)}")
+                count_ignored(checks.ignored, UNANNOTATED, f"{path}: image {short(key)}")
         annotated = {key: image for key, image in images.items() if key in pngs}
         arrays = things.arrays(len(images), segments=True)
         arrays["ends"] = arrays["ends"][[*(numbers[key] for key in annotated), len(images)]]  # the others have none
         arrays |= {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated))}
-        return arrays, {"ignored": _plain(ignored)}
+        return arrays, _facts(checks, checks.boxes + 1)
 
     arrays, facts, stored = stored_arrays(path, "panoptic", read)
     folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
-    records, notes = AnnotatedRecords(arrays, folders=folders, stored=stored), list[str]()
+    records = AnnotatedRecords(arrays, folders=folders, stored=stored)
+    notes = list(unused_categories(content).values())
     for key, folder in zip(("names", "pngs"), folders, strict=True):
         records = _with_files(path, records, key, folder, notes)
-    return Dataset(path.stem, categories, records, _ignored(facts), tuple(notes))
+    ignored, consistency = _found(facts)
+    return Dataset(path.stem, categories, records, ignored, tuple(notes), consistency=consistency)
 
 
-def _plain(ignored: dict[str, IgnoredEntries]) -> dict[str, list]:
-    """Ignored entries as they are cached."""
-    return {reason: [entries.count, entries.first] for reason, entries in ignored.items()}
+def _facts(checks: Checks, entries: int) -> dict[str, Any]:
+    """What was ignored and what contradicts, as it is cached."""
+    found = checks.finish(entries)
+    kinds, ignored = (
+        {kind: [entry.count, entry.first] for kind, entry in counts.items()} for counts in (found.kinds, checks.ignored)
+    )
+    return {"ignored": ignored, "kinds": kinds, "doubt": found.doubt, "outside": found.outside}
 
 
-def _ignored(facts: dict[str, Any]) -> dict[str, IgnoredEntries]:
-    return {reason: IgnoredEntries(*entries) for reason, entries in facts["ignored"].items()}
+def _found(facts: dict[str, Any]) -> tuple[dict[str, IgnoredEntries], Consistency]:
+    """The inverse of `_facts`."""
+    ignored, kinds = (
+        {kind: IgnoredEntries(*entry) for kind, entry in facts[key].items()} for key in ("ignored", "kinds")
+    )
+    return ignored, Consistency(kinds, facts["doubt"], tuple(facts["outside"]))
 
 
 def _image_arrays(images: dict[int | str, ListedImage]) -> Arrays:
@@ -205,7 +223,7 @@ def _with_files(
 
 
 def _segments(
-    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, ignored: dict[str, IgnoredEntries]
+    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, checks: Checks
 ) -> list[tuple[Box, int, bool, int]]:
     """The usable segments of one image: (box, label, crowd, id)."""
     segments = []
@@ -216,9 +234,9 @@ def _segments(
             fail(name, f"an `id` in 1..{MAX_COLOUR} (a colour)", short(entry["id"]))
         label = labels[known_id(name, entry, "category_id", labels)]
         crowd = flag(name, entry, "iscrowd", default=0)
-        box = box_of(name, entry.get("bbox"), height=image.height, width=image.width)
+        box = checks.box_of(name, entry, image, label=label, crowd=crowd)
         if isinstance(box, str):
-            count_ignored(ignored, box, name)
+            count_ignored(checks.ignored, box, name)
         else:
             segments.append((box, label, crowd, entry["id"]))
     return segments

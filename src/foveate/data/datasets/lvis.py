@@ -44,7 +44,7 @@ def read_lvis(
     """
     path, root = Path(json_path), Path(coco_root)
     content = load(path, kind="an LVIS") if content is None else content
-    categories = list_lvis_categories(path, content["categories"])
+    categories = list_lvis_categories(path, content)
     naming, name_of = _naming(root, content)
     return list_things(
         path, content, root, categories=categories, name_of=name_of, naming=naming, with_masks=with_masks
@@ -91,14 +91,14 @@ def _path_in_url(where: str, entry: dict[str, Any]) -> str:
 
 def file_categories(path: Path, content: dict[str, Any]) -> tuple[Category, ...]:
     """Read the categories of an annotation file, LVIS's or another, sorted by id."""
-    return (list_lvis_categories if is_lvis(content) else list_categories)(path, content["categories"])
+    return (list_lvis_categories if is_lvis(content) else list_categories)(path, content)
 
 
-def list_lvis_categories(path: Path, entries: list[Any]) -> tuple[Category, ...]:
+def list_lvis_categories(path: Path, content: dict[str, Any]) -> tuple[Category, ...]:
     """Read the categories of an LVIS file, sorted by id, with their synonyms and frequency."""
     extras: dict[int, dict[str, Any]] = {}
     seen: set[int | str] = set()
-    for entry in entries:
+    for entry in content["categories"]:
         where = check_entry(path, entry, "category", seen)
         synonyms, frequency = entry.get("synonyms", []), entry.get("frequency")
         if not isinstance(synonyms, list) or not all(isinstance(name, str) and name for name in synonyms):
@@ -106,4 +106,4 @@ def list_lvis_categories(path: Path, entries: list[Any]) -> tuple[Category, ...]
         if frequency not in FREQUENCIES:
             fail(where, '`frequency`, "r", "c" or "f" (rare, common, frequent)', short(frequency))
         extras[entry["id"]] = {"synonyms": tuple(synonyms), "frequency": frequency}
-    return tuple(replace(category, **extras[category.id]) for category in list_categories(path, entries))
+    return tuple(replace(category, **extras[category.id]) for category in list_categories(path, content))

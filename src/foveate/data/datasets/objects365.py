@@ -49,7 +49,7 @@ def read_objects365(
             fail(where, f"`file_name` inside {folder}", repr(name))
         return "/".join(PurePosixPath(name).parts[-depth:])
 
-    categories = list_categories(path, content["categories"])
+    categories = list_categories(path, content)
     return list_things(
         path, content, folder, categories=categories, name_of=name_of, naming=f"last {depth} of file_name"
     )

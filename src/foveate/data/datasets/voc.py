@@ -9,16 +9,19 @@ are objects like others. Boxes follow the rules of `validation.py`. XML with a D
 refused. In label maps 1 to 20 are the classes, 0 is the background, 255 the border.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+from foveate.data.consistency import Checks
+from foveate.data.images import ImageError, shown_size
 from foveate.data.labels import Labels
-from foveate.data.records import Box, Dataset, IgnoredEntries, Record
+from foveate.data.records import Box, Dataset, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
 from foveate.data.validation import (
     UNTRUSTED_FILE,
-    clip_box,
+    ListedImage,
     count_ignored,
     escapes,
     fail,
@@ -37,6 +40,8 @@ NAMES = (
 SPLITS = ("train", "val", "trainval", "test")
 MAX_XML = 1_000_000  # bytes
 MAX_LIST = 50_000_000  # bytes
+NO_BOX = "object has no `bndbox`"
+SIZE_OF_IMAGE = "annotation states no size (0 x 0): it is that of the image"
 BORDER = 255  # of an object in a label map
 
 Background = Literal["none", "last", "first"]
@@ -67,14 +72,15 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
         jpegs: dict[int | str, str] = {name: path.name for name, path in paths.items()}
         paths = image_paths(list_path, jpegs, folder / "JPEGImages", notes=notes)
     categories = tuple(Category(number, name, True) for number, name in enumerate(NAMES, start=1))
-    ignored: dict[str, IgnoredEntries] = {}
+    checks = Checks(folder / "Annotations", form="[x1, y1, x2, y2]")
     records = [
-        _read_record(folder / "Annotations" / f"{name}.xml", name, paths[name], ignored)
+        _read_record(folder / "Annotations" / f"{name}.xml", name, paths[name], checks)
         if boxes
         else Record(name, paths[name])
         for name in names
     ]
-    return Dataset(f"{folder.resolve().name} {split}", categories, tuple(records), ignored, tuple(notes))
+    name, consistency = f"{folder.resolve().name} {split}", checks.finish(checks.boxes + 1)
+    return Dataset(name, categories, tuple(records), checks.ignored, tuple(notes), consistency=consistency)
 
 
 def read_voc_maps(
@@ -162,11 +168,9 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def _read_record(path: Path, name: str, image: Path, ignored: dict[str, IgnoredEntries]) -> Record:
+def _read_record(path: Path, name: str, image: Path, checks: Checks) -> Record:
     root = _parse(path)
-    height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
-    if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # False for NaN and infinity too
-        fail(str(path), "a size in integer pixels, at least 1", f"{height:g} x {width:g}")
+    height, width = _read_size(path, root, image, checks)
     objects: list[tuple[Box, int, bool]] = []
     for index, entry in enumerate(root.findall("object")):
         where = f"{path}: object {index}"
@@ -175,14 +179,33 @@ def _read_record(path: Path, name: str, image: Path, ignored: dict[str, IgnoredE
             fail(where, "`name`, one of VOC's 20 categories", short(label))
         if difficult not in ("0", "1"):
             fail(where, "`difficult`, 0 or 1", short(difficult))
+        if entry.find("bndbox") is None:
+            count_ignored(checks.ignored, NO_BOX, where)
+            continue
         x1, y1, x2, y2 = (_number(where, entry, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
-        box = clip_box((x1 - 1, y1 - 1, x2, y2), height=int(height), width=int(width))
+        number, sides = NAMES.index(label), (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)
+        image_size = ListedImage(name, height, width)
+        box = checks.see(where, sides, image_size, key=(name, number), crowd=difficult == "1")
         if isinstance(box, str):
-            count_ignored(ignored, box, where)
+            count_ignored(checks.ignored, box, where)
         else:
-            objects.append((box, NAMES.index(label), difficult == "1"))
+            objects.append((box, number, difficult == "1"))
     boxes, labels, crowd = zip(*objects, strict=True) if objects else ((), (), ())
-    return Record(name, image, int(height), int(width), boxes, labels, crowd)
+    return Record(name, image, height, width, boxes, labels, crowd)
+
+
+def _read_size(path: Path, root: ElementTree.Element, image: Path, checks: Checks) -> tuple[int, int]:
+    """(height, width) [pixels]; 0 x 0, or no size, is unknown: that of the image as shown."""
+    sides = {side: (root.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")}
+    if all(text in ("0", "0.0", "") for text in sides.values()):
+        with suppress(ImageError):
+            size = shown_size(image)
+            count_ignored(checks.kinds, SIZE_OF_IMAGE, str(path))
+            return size
+    height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
+    if not all(side >= 1 and side % 1 == 0 for side in (height, width)):  # False for NaN and infinity too
+        fail(str(path), "a size in integer pixels, at least 1", f"{height:g} x {width:g}")
+    return int(height), int(width)
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -26,7 +26,7 @@ KINDS = ("boxes", "things", "stuff", "stuff_boxes")
 def run_regions(config: Regions) -> dict[str, Any]:
     """Classify annotated regions; print and write the result (`report.finish`), and return it."""
     started = start(config)
-    dataset = open_data(config.data, split=config.split, annotations="panoptic")
+    dataset = open_data(config.data, split=config.split, annotations="panoptic", accept=config.accept_annotations)
     clip = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     result = evaluate_regions(
         clip,
@@ -61,8 +61,10 @@ def _regions_table(result: dict[str, Any], model: str) -> Table:
 def run_reference(config: Agreement | Retrieval) -> dict[str, Any]:
     """Compare the dense map with a reference's image embeddings: agreement with crops, or retrieval by locations."""
     started = start(config)
-    needs_regions = isinstance(config, Retrieval) and config.crops
-    dataset = open_data(config.data, split=config.split, annotations="panoptic" if needs_regions else "none")
+    if isinstance(config, Retrieval) and config.crops:
+        dataset = open_data(config.data, split=config.split, annotations="panoptic", accept=config.accept_annotations)
+    else:
+        dataset = open_data(config.data, split=config.split, annotations="none")
     student = load_model(config.model, config.pretrained, config.device, pad=config.pad)
     reference = student
     if config.reference is not None:
@@ -116,6 +118,7 @@ def run_global(config: Global) -> dict[str, Any]:
         names=config.labels,
         classify=config.task != "retrieve",
         retrieve=config.task != "classify",
+        accept=config.accept_annotations,
     )
     clips = {"model": load_model(config.model, config.pretrained, config.device)}
     if config.reference is not None:
@@ -166,9 +169,11 @@ def run_pareto(config: Pareto) -> dict[str, Any]:
     if config.reference is None:
         raise InputError("--reference: need the CLIP that the models were distilled from; got none.")
     paths = _named_models(config.model)
-    dataset = open_data(config.data, split=config.split, annotations="panoptic")
+    dataset = open_data(config.data, split=config.split, annotations="panoptic", accept=config.accept_annotations)
     whole = config.data if config.global_data is None else config.global_data
-    labelled, captioned = open_labelled(whole, split=config.split, names=config.labels)
+    labelled, captioned = open_labelled(
+        whole, split=config.split, names=config.labels, accept=config.accept_annotations
+    )
     if labelled is None:
         raise InputError(f"{whole}: need class folders or annotated things for the global axis; it has only captions.")
     teacher = load_model(config.reference, None, config.device)

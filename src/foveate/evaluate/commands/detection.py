@@ -65,7 +65,8 @@ def run_detection(config: Detection) -> dict[str, Any]:
         check_categories(config.results, dataset, vocabulary=vocabulary.names)
     if not truth.objects:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
-        raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; got none.")
+        raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; got none."
+                         f"{dataset.ignored_sentence()}")  # fmt: skip
     fusions = choose_fusions(config, about.benchmark, config.fusion)
     base, scale = torch.tensor(is_base, dtype=torch.bool), float(detector.scale.detach())
     with ExitStack() as stack:
@@ -94,11 +95,13 @@ def _open_data(config: Detection) -> tuple[Dataset, BaseNovel | None, Path]:
             f"{config.data or 'no --data'} and {config.model or 'no --model'}. To measure the detections of another "
             "program give --from-results FILE --annotations FILE instead."
         )
-    dataset = open_data(config.data, split=config.split, annotation_file=config.annotations)
+    dataset = open_data(
+        config.data, split=config.split, annotation_file=config.annotations, accept=config.accept_annotations
+    )
     if not any(record.boxes for record in dataset.records):
         raise InputError(
             f"--data {config.data}: need annotated boxes in split {config.split}; got none. Is this the right root and "
-            "split?"
+            f"split?{dataset.ignored_sentence()}"
         )
     is_transfer = (config.benchmark or "").startswith("transfer-") and config.novel is None  # all categories count
     return dataset, None if is_transfer else split_of(dataset, config.data, file=config.novel), config.model
@@ -155,7 +158,9 @@ def _run_results(config: Detection, path: Path) -> dict[str, Any]:
     """Measure a list of results, without a model."""
     check_results_flags(config, RESULTS_FLAGS)
     started = start(config)
-    dataset = open_annotations(config.data, split=config.split, annotation_file=config.annotations)
+    dataset = open_annotations(
+        config.data, split=config.split, annotation_file=config.annotations, accept=config.accept_annotations
+    )
     dataset = first_images(dataset, config.limit)
     split = _results_split(config, dataset)
     vocabulary = _vocabulary(config, dataset, split)

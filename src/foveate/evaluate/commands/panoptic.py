@@ -44,7 +44,7 @@ def run_panoptic(config: Panoptic) -> dict[str, Any]:
             f"--fusion: must be `clip` alone with {config.model}, which was trained with --no-class-names and has no "
             f"classes; got {refused[0]}."
         )
-    dataset = open_panoptic(config.data, config.split)
+    dataset = open_panoptic(config.data, config.split, accept=config.accept_annotations)
     vocabulary = Vocabulary(class_names(dataset.categories, config.labels, name=dataset.name, report=log).classes)
     segmenter = open_segmenter(
         config,
@@ -116,7 +116,8 @@ def _run_results(config: Panoptic, path: Path) -> dict[str, Any]:
     """Measure panoptic PNGs, without a model."""
     check_results_flags(config)
     started = start(config)
-    dataset = first_images(open_panoptic(config.data, config.split, with_images=False), config.limit)
+    dataset = open_panoptic(config.data, config.split, with_images=False, accept=config.accept_annotations)
+    dataset = first_images(dataset, config.limit)
     skipped: dict[str, IgnoredEntries] = {}
     predictions = read_panoptic_results(path, dataset, skipped=skipped)
     measured = evaluate_panoptic(predictions.maps, dataset)

@@ -8,7 +8,8 @@ from foveate.errors import InputError
 from foveate.evaluate.flags import ImageFlags
 from foveate.evaluate.report import log
 
-COMMON = ("from_results", "data", "split", "limit", "out")  # flags of every command that are used with --from-results
+COMMON = ("from_results", "data", "split", "limit", "out", "accept_annotations")
+"""Flags that are used with --from-results, in every command that has them."""
 
 
 def check_results_flags(config: ImageFlags, names: tuple[str, ...] = ()) -> None:
