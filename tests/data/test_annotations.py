@@ -258,6 +258,6 @@ def test_a_worker_receives_the_path_of_the_arrays(written, cache):
     assert pickle.loads(sent) == records and len(pickle.dumps(records)) < 1_000
     assert records.stored is not None
     records.stored.path.unlink()
-    with pytest.raises(InputError, match="need the cached annotations that the run started with"):
+    with pytest.raises(InputError, match="need the cached list that the run started with"):
         pickle.loads(sent)
     assert annotations.objects_of(records).labels.sum()  # those that are open remain

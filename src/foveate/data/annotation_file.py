@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from foveate.data.validation import REPAIR_FILE, check_lists, parse
+from foveate.data.validation import REPAIR_FILE, check_lists, parse, unused_categories
 from foveate.errors import InputError
 from foveate.io.files import default_cache, write_whole
 from foveate.io.json_text import parse_json
@@ -69,7 +69,8 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
         kind: of the file, for messages.
 
     Returns:
-        "categories": a list; "images" and "annotations": `Entries`, parsed when they are iterated over.
+        "categories": a list; "images" and "annotations": `Entries`, parsed when they are iterated over; "unused": of
+        `unused_categories`.
 
     Raises:
         InputError: it is not JSON, or lacks a list. What is wrong within a list of a large file is reported when it is
@@ -82,12 +83,15 @@ def load(path: Path, *, kind: str) -> dict[str, Any]:
         if outline["identity"] == identity and digest == _digest_of(text):
             images = Entries(outline["images"], partial(_entries, path, kind, "images") if outline["more"] else None)
             annotations = Entries([], partial(_entries, path, kind, "annotations"))
-            return {"categories": outline["categories"], "images": images, "annotations": annotations}
+            lists = {"categories": outline["categories"], "images": images, "annotations": annotations}
+            return {**lists, "unused": dict(outline["unused"])}
     content = _parse(path, kind=kind)
+    content["unused"] = unused_categories(content)
     if cached is not None and identity == identity_of(path):
         first = [*islice(content["images"], FIRST_IMAGES + 1)]
         outline = {"identity": identity, "categories": content["categories"], "images": first[:FIRST_IMAGES]}
-        text = json.dumps({**outline, "more": len(first) > FIRST_IMAGES}).encode()
+        outline |= {"more": len(first) > FIRST_IMAGES, "unused": [*content["unused"].items()]}
+        text = json.dumps(outline).encode()
         with suppress(OSError):
             for stale in cached.parent.glob(f"{cached.name.partition('.')[0]}.*"):  # of another content of the file
                 stale.unlink(missing_ok=True)
@@ -166,7 +170,7 @@ def _parse(path: Path, *, kind: str) -> dict[str, Any]:
 def _parse_whole(path: Path, *, kind: str) -> dict[str, Any]:
     content = parse(path, kind=kind)
     check_lists(path, content, kind=kind, lists=LISTS)
-    return content
+    return {key: content[key] for key in LISTS}
 
 
 def _parse_parts(path: Path, span: Span, *, kind: str) -> Iterator[Any]:

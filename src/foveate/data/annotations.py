@@ -71,7 +71,7 @@ class AnnotatedRecords(LazySequence[Record]):
         first, end = arrays["ends"][index : index + 2].tolist()
         height, width = arrays["sizes"][index].tolist()
         record = Record(
-            json.loads(_text(arrays, "ids", index)),
+            json.loads(text_at(arrays, "ids", index)),
             self._path("names", index),
             height,
             width,
@@ -88,12 +88,30 @@ class AnnotatedRecords(LazySequence[Record]):
 
     def names(self, key: str) -> dict[int | str, str]:
         """The "names" or "pngs" of all images by id."""
-        texts = ((_text(self.arrays, "ids", i), _text(self.arrays, key, i)) for i in range(len(self)))
+        texts = ((text_at(self.arrays, "ids", i), text_at(self.arrays, key, i)) for i in range(len(self)))
         return {json.loads(key): name for key, name in texts}
 
     def _path(self, key: str, index: int) -> Path:
-        folder, name = self.folders[key == "pngs"], _text(self.arrays, key, index)
+        folder, name = self.folders[key == "pngs"], text_at(self.arrays, key, index)
         return Path(name) if folder is None else folder / name
+
+
+class IdSet:
+    """A set of ids; 256 neighbouring integers share a number, so that a million take a hundredth of a set's memory."""
+
+    def __init__(self) -> None:
+        self._words: dict[int, int] = {}
+        self._texts: set[object] = set()
+
+    def __contains__(self, key: object) -> bool:
+        return bool(self._words.get(key >> 8, 0) >> (key & 255) & 1) if isinstance(key, int) else key in self._texts
+
+    def add(self, key: int | str) -> None:
+        """Add an id."""
+        if isinstance(key, int):
+            self._words[key >> 8] = self._words.get(key >> 8, 0) | 1 << (key & 255)
+        else:
+            self._texts.add(key)
 
 
 class ObjectList:
@@ -153,7 +171,8 @@ def _bytes(arrays: Arrays, key: str, index: int) -> bytes:
     return arrays[key][first:end].tobytes()
 
 
-def _text(arrays: Arrays, key: str, index: int) -> str:
+def text_at(arrays: Arrays, key: str, index: int) -> str:
+    """One of the texts of `packed`."""
     return _bytes(arrays, key, index).decode(errors="surrogatepass")
 
 
@@ -177,13 +196,13 @@ def stored_arrays(
     identity = identity_of(path)
     cached = cache_path(path, f"{hashlib.sha256(variant.encode()).hexdigest()[:16]}.safetensors")
     stored = None if identity is None or cached is None else Stored(cached, json.dumps([identity, variant]))
-    found = None if stored is None else _open(stored)
+    found = None if stored is None else open_arrays(stored)
     if found is None:
         arrays, facts = read()
         if stored is None or identity != identity_of(path):  # the file was changed while it was read
             return arrays, facts, None
-        _save(stored, arrays, _respelled(facts, str(path), PATH))
-        found = _open(stored)
+        save_arrays(stored, arrays, _respelled(facts, str(path), PATH))
+        found = open_arrays(stored)
         if found is None:
             return arrays, facts, None
     arrays, facts = found
@@ -191,10 +210,10 @@ def stored_arrays(
 
 
 def _respelled(value: Any, old: str, new: str) -> Any:
-    """A value of JSON with another path at the start of its texts: that of the file as this command was given it."""
+    """A value of JSON whose texts name another path: that of the file as this command was given it."""
     match value:
         case str():
-            return new + value.removeprefix(old) if value.startswith(old) else value
+            return value.replace(f"{old}: ", f"{new}: ")
         case dict():
             return {key: _respelled(item, old, new) for key, item in value.items()}
         case list() | tuple():
@@ -202,7 +221,7 @@ def _respelled(value: Any, old: str, new: str) -> Any:
     return value
 
 
-def _open(stored: Stored) -> tuple[Arrays, dict[str, Any]] | None:
+def open_arrays(stored: Stored) -> tuple[Arrays, dict[str, Any]] | None:
     """Map cached arrays into memory; None: they are missing, damaged or of another file."""
     try:
         metadata, tensors = read_header(stored.path)
@@ -221,7 +240,7 @@ def _open(stored: Stored) -> tuple[Arrays, dict[str, Any]] | None:
         return None
 
 
-def _save(stored: Stored, arrays: Arrays, facts: dict[str, Any]) -> None:
+def save_arrays(stored: Stored, arrays: Arrays, facts: dict[str, Any]) -> None:
     """Cache arrays; if that fails, later runs read the annotation file again."""
     metadata = {"identity": stored.identity, "facts": json.dumps(facts)}
     metadata["digest"] = _digest(arrays, metadata)
@@ -237,17 +256,21 @@ def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _reopened(stored: Stored | Arrays, folders: Sequence[Path | None]) -> AnnotatedRecords:
-    """The records in a worker."""
-    if not isinstance(stored, Stored):
-        return AnnotatedRecords(stored, folders=folders)
-    found = _open(stored)
+def reopen_arrays(stored: Stored) -> Arrays:
+    """The arrays in a worker."""
+    found = open_arrays(stored)
     if found is None:
         raise InputError(
-            f"{stored.path}: need the cached annotations that the run started with; they were removed or replaced. "
+            f"{stored.path}: need the cached list that the run started with; they were removed or replaced. "
             "Start the command again."
         )
-    return AnnotatedRecords(found[0], folders=folders, stored=stored)
+    return found[0]
+
+
+def _reopened(stored: Stored | Arrays, folders: Sequence[Path | None]) -> AnnotatedRecords:
+    if isinstance(stored, Stored):
+        return AnnotatedRecords(reopen_arrays(stored), folders=folders, stored=stored)
+    return AnnotatedRecords(stored, folders=folders)
 
 
 # ------------------------------------------------------------------------------------------------ choosing and changing

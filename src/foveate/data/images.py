@@ -235,10 +235,11 @@ def _opened(
 
 
 class Listing(NamedTuple):
-    """The image files of a folder, and the number and the first of the files that are ignored, by reason."""
+    """The image files of a folder, and which of its files are ignored."""
 
     images: list[Path]
-    ignored: dict[str, tuple[int, str]]
+    ignored: dict[str, tuple[int, str]]  # the number and the first, by reason
+    folders: list[Path]  # the folder and those below it that were listed
 
 
 def list_images(folder: Path | str) -> Listing:
@@ -253,8 +254,9 @@ def list_images(folder: Path | str) -> Listing:
     if not folder.is_dir():
         raise InputError(f"{folder}: need a folder of images; not found. Check the path.")
     images, links, others = list[Path](), list[Path](), dict[str, list[Path]]()
-    unreadable: list[Path] = []
+    unreadable, listed_folders = list[Path](), list[Path]()
     for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
+        listed_folders.append(Path(parent))
         folders[:] = [name for name in folders if not name.startswith(".")]
         links += [path for name in folders if (path := Path(parent, name)).is_symlink()]
         shown = [name for name in names if not name.startswith(".")]
@@ -282,7 +284,8 @@ def list_images(folder: Path | str) -> Listing:
         for reason, paths in groups.items()
         if paths
     }
-    return Listing(sorted(images, key=lambda path: path.relative_to(folder).as_posix()), ignored)
+    images.sort(key=lambda path: path.relative_to(folder).as_posix())
+    return Listing(images, ignored, listed_folders)
 
 
 def _suffix(name: str) -> str:

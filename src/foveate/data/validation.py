@@ -135,7 +135,7 @@ def check_lists(path: Path, content: Any, *, kind: str, lists: tuple[str, ...]) 
             fail(where, need, f"{problem}; its keys are {short(list(content))}", "Name the annotation file.")
 
 
-def check_entry(where: str | Path, entry: Any, noun: str, seen: set[int | str]) -> str:
+def check_entry(where: str | Path, entry: Any, noun: str, seen: Any) -> str:
     """Check that an entry is an object with a unique id; return how messages name it."""
     if not isinstance(entry, dict):
         fail(f"{where}: {noun}", "an object", short(entry))
@@ -197,6 +197,8 @@ def unused_categories(content: dict[str, Any]) -> dict[int | str, str]:
     They own no object, and are called background, or are the supercategory of others (the root of a tree). In a file
     without annotations none is left out.
     """
+    if "unused" in content:
+        return content["unused"]
     entries = [entry for entry in content["categories"] if isinstance(entry, dict) and is_id(whole(entry.get("id")))]
     named = [entry for entry in entries if isinstance(entry.get("name"), str)]
     parents = {parent for entry in named if (parent := short(entry.get("supercategory"))) != short(entry["name"])}

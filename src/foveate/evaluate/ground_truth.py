@@ -205,6 +205,7 @@ def _from_file(
 ) -> tuple[list[Object], list[str]]:
     """The objects of the data set's images as in the file, not clipped and of any size, and the rules."""
     images = {record.id: number for number, record in enumerate(dataset.records)}
+    sizes = [record.size for record in dataset.records]
     in_file = {image.get("id"): None for image in content["images"] if isinstance(image, dict)}
     missing = [key for key in images if key not in in_file]
     if missing:
@@ -222,7 +223,7 @@ def _from_file(
         label = by_id[known_id(where, entry, "category_id", by_id)]
         if image is None or label < 0:
             continue
-        size = dataset.records[image].size
+        size = sizes[image]
         assert size is not None, f"{where}: an image of an annotation file has a size"
         box = _read_box(where, entry, size)
         if box is None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from foveate.data.annotation_file import load
-from foveate.data.annotations import AnnotatedRecords, Arrays, ObjectList, packed, stored_arrays
+from foveate.data.annotations import AnnotatedRecords, Arrays, IdSet, ObjectList, packed, stored_arrays
 from foveate.data.consistency import Checks
 from foveate.data.instance_masks import encode_mask
 from foveate.data.records import Box, Consistency, Dataset, IgnoredEntries
@@ -87,7 +87,7 @@ def list_things(
     def read() -> tuple[Arrays, dict[str, Any]]:
         images = list_images(path, content["images"], name_of=name_of)
         numbers = {key: number for number, key in enumerate(images)}
-        things, checks, seen = ObjectList(), Checks(path), set()
+        things, checks, seen = ObjectList(), Checks(path), IdSet()
         checks.see_images(images)
         for entry in content["annotations"]:
             where = _check_instance(path, entry, seen)
@@ -107,7 +107,7 @@ def list_things(
     return Dataset(path.stem, categories, records, ignored, tuple(notes), file=path, consistency=consistency)
 
 
-def _check_instance(path: Path, entry: Any, seen: set[int | str]) -> str:
+def _check_instance(path: Path, entry: Any, seen: IdSet) -> str:
     """Check that an entry can be an object; return how messages name it."""
     if isinstance(entry, dict) and "segments_info" in entry:
         fail(str(path), "a `bbox` per annotation", "`segments_info`: a panoptic file", "Give the instances file.")
