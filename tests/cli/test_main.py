@@ -1,6 +1,8 @@
 """The command line as users type it: help at once, mistakes explained, the demo from end to end."""
 
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -139,6 +141,38 @@ def test_a_wrong_input_ends_with_a_message_and_no_traceback(
     assert done.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("foveate: ") and expected in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_in_another_encoding_are_printed_in_one_line(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no characters are escaped on both outputs, whatever their encoding."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors) for errors in ("strict", "replace")]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    (tmp_path / "a.txt").write_text("cat\n")
+
+    def procedure(config: object) -> None:
+        print(f"writing to {folder}")
+        str(folder).encode()  # no check refused it
+
+    monkeypatch.setattr(Command, "load_procedure", lambda command: procedure)
+    with pytest.raises(SystemExit) as done:
+        main(["world", str(folder)])
+    written = [stream.buffer.getvalue().decode() for stream in streams if not stream.flush()]
+    assert done.value.code == 2 and written[0].endswith("caf\\udce9\n") and written[1].count("\n") == 1
+    assert "need names in UTF-8" in written[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_an_output_that_cannot_be_written_ends_with_a_message() -> None:
+    code = "import sys; from foveate.cli.main import main; sys.exit(main(['recipes']))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "standard output: " in done.stderr and "No space left" in done.stderr
 
 
 def test_the_demo_runs_from_end_to_end_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

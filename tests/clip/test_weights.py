@@ -79,6 +79,16 @@ def test_a_full_disk_keeps_the_earlier_weights(make_clip, tmp_path, monkeypatch)
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+def test_leftovers_of_a_killed_process_are_removed(make_clip, tmp_path):
+    leftover = tmp_path / ".save_clip.partial"
+    leftover.mkdir()
+    (leftover / ".tmpAb12Cd").write_bytes(b"half")  # a temporary name of safetensors
+    (tmp_path / ".tmpAb12Cd").write_bytes(b"of another program")
+    save_clip(make_clip("vit"), tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".tmpAb12Cd", "open_clip_config.json", "open_clip_model.safetensors"]
+
+
 def test_a_folder_that_cannot_be_created_is_refused(make_clip, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write a model"):

@@ -1,6 +1,7 @@
 """COCO annotation files: records, ignored entries, and errors with file, entry and field."""
 
 import copy
+import errno
 import gzip
 import json
 import os
@@ -188,6 +189,22 @@ def test_a_file_that_is_not_coco_is_refused(folder, name):
         with pytest.raises(InputError) as caught:
             read()
         assert reason in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_repeated_key_is_refused(folder):
+    path = folder.parent / "twice.json"
+    path.write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat", "name": "dog"}]}')
+    with pytest.raises(InputError, match=r"twice.json: need unique keys in each object; got 'name' 2 times. Correct"):
+        read_instances(path, folder)
+
+
+def test_a_file_without_permission_is_not_called_damaged(folder, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)  # root may read everything
+    with pytest.raises(InputError, match="need a COCO instances file; permission denied"):
+        read_instances(folder / "a.json", folder)
 
 
 def test_a_missing_file_is_refused(folder):

@@ -1,5 +1,6 @@
 """Image decoding: one fixed result per format, and errors for hostile files."""
 
+import errno
 import io
 import json
 import os
@@ -294,6 +295,35 @@ def test_a_missing_file_a_folder_and_a_name_with_a_zero_byte_are_refused(tmp_pat
         read_image(tmp_path)
     with pytest.raises(ImageError, match="null"):
         read_image("a\0b.jpg")
+
+
+def test_a_file_without_permission_is_not_called_damaged(tmp_path, monkeypatch):
+    path = put(tmp_path, encoded(PHOTO, "JPEG"))
+    opened = Image.open
+
+    def denied(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(images.Image, "open", denied)  # root may read everything
+    with pytest.raises(ImageError, match="need a readable file; permission denied") as caught:
+        read_image(path)
+    assert "damaged" not in str(caught.value)
+    monkeypatch.setattr(images.Image, "open", opened)
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ImageError, match="need a readable file; permission denied"):
+        read_image(path, part=(0, 10))
+    monkeypatch.setattr(Path, "stat", denied)  # a folder that may not be entered
+    with pytest.raises(ImageError, match="permission denied"):
+        read_image(path)
+
+
+def test_names_that_are_not_utf8_are_refused_with_their_number(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    put(tmp_path, b"", "a.jpg")
+    (tmp_path / os.fsdecode(b"caf\xe9") / "b.jpg").touch()
+    with pytest.raises(InputError, match=r"got 1 in another encoding, the first 'caf\\udce9/b.jpg'. Rename them"):
+        list_images(tmp_path)
+    assert len(list_images(tmp_path / os.fsdecode(b"caf\xe9"))) == 1
 
 
 def test_a_pipe_does_not_hang(tmp_path):

@@ -1,9 +1,11 @@
 """The rendered world: the same bytes for a seed, COCO's form, and no cue by colour."""
 
+import errno
 import hashlib
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from foveate.data.records import read_record
 from foveate.data.sources import open_data
 from foveate.data.world.appearance import STUFF, TEXTURES, two_tones
 from foveate.data.world.scenes import KINDS, MIN_VISIBLE, STUFFS, THINGS, draw_pair, draw_scene
-from foveate.data.world.write import WorldSize, base_and_novel, write_world
+from foveate.data.world.write import PAIR_BYTES, SCENE_BYTES, WorldSize, _draw_scenes, base_and_novel, write_world
 from foveate.errors import InputError
+from foveate.io import files
 
 SIZE = WorldSize(train=6, val=3, test=3, pairs=8, seed=5)
 
@@ -84,6 +87,37 @@ def test_other_files_are_refused_and_an_incomplete_world_is_completed(world: Pat
     )
     write_world(part, SIZE, processes=1)
     assert digests(part) == digests(world)
+
+
+def test_a_world_that_does_not_fit_is_refused_before_it_is_drawn(world: Path, tmp_path: Path, monkeypatch) -> None:
+    size = sum(path.stat().st_size for path in world.rglob("*") if path.is_file())
+    need = 12 * SCENE_BYTES + 8 * PAIR_BYTES
+    assert 0.9 * need < size + 4096 * 36 and size < need  # an estimate of the bytes on the disk, in blocks of 4 KiB
+
+    def disk_usage(free: int) -> None:
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+
+    disk_usage(need - 1)
+    with pytest.raises(InputError, match=rf"need about {need:,} free bytes; the disk has {need - 1:,}. Free some"):
+        write_world(tmp_path / "w", SIZE)
+    assert not (tmp_path / "w").exists()
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "world.partial").write_text((world / "world.json").read_text())
+    (tmp_path / "w" / "half.jpg").write_bytes(bytes(need - 5000))  # drawn by a killed process
+    disk_usage(4000)
+    with pytest.raises(InputError, match="need about 4,"):
+        write_world(tmp_path / "w", SIZE)
+
+
+def test_a_disk_that_is_full_while_a_scene_is_drawn_is_named(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "annotations").mkdir()
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"train2017/000000000001.jpg: need [\d,]+ bytes; the disk is full"):
+        _draw_scenes(str(tmp_path), 5, "train", range(1))
 
 
 def test_pycocotools_reads_consistent_masks_boxes_and_areas(world: Path) -> None:

@@ -242,6 +242,9 @@ def test_crops_in_several_batches_are_the_same(monkeypatch):
     whole = crop_and_resize(image, boxes, size=24)
     monkeypatch.setattr(resample, "_MAX_VALUES", 3 * 61 * 97)  # room for the largest box alone, then for some at once
     torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)
+    monkeypatch.setattr(resample, "_LARGE", 100)
+    monkeypatch.setattr(resample, "_STRIP", 3 * 97 * 4)  # 4 rows of the widest box, more of the others
+    torch.testing.assert_close(crop_and_resize(image, boxes, size=24), whole, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("size", [640, 250, 64])

@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         with suppress(InputError):
             _flush_output()
-        print(f"foveate: {error}", file=sys.stderr)
+        is_printing = not isinstance(error, InputError) and error.filename is None  # files are named where written
+        print(f"foveate: {'standard output: ' if is_printing else ''}{error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("foveate: stopped", file=sys.stderr)

@@ -21,6 +21,7 @@ from torch import Tensor
 from foveate.errors import InputError
 
 _MAX_VALUES = 2**26  # of the windows cut at once: 256 MB of float32
+_LARGE, _STRIP = 75_000_000, 2**22  # values of one window that is cut in strips, and of a strip: 16 MB of float32
 
 
 def fitted_size(height: int, width: int, *, size: int) -> tuple[int, int]:
@@ -170,9 +171,14 @@ def _cut_batch(
     y, down = _axis(table[:, 0], length=tall, limit=image.shape[1], size=size)  # (N, tall), (N, size, tall)
     x, across = _axis(table[:, 1], length=wide, limit=image.shape[2], size=size)  # (N, wide), (N, size, wide)
     channel = torch.arange(3, device=image.device)[None, :, None, None]
-    windows = image[channel, y[:, None, :, None], x[:, None, None, :]].float()  # (N, 3, tall, wide)
-    rows = (windows.flatten(1, 2) @ across.mT).clamp(0, 255)  # (N, 3 * tall, wide) -> (N, 3 * tall, size)
-    crops = down[:, None] @ rows.unflatten(1, (3, tall))  # (N, 1, size, tall) @ (N, 3, tall, size)
+    step = tall if 3 * tall * wide <= _LARGE else max(1, _STRIP // (3 * wide))
+    strips = []
+    for begin in range(0, tall, step):
+        window = image[channel, y[:, None, begin : begin + step, None], x[:, None, None, :]].float()  # (N, 3, t, wide)
+        rows = (window.flatten(1, 2) @ across.mT).clamp(0, 255)  # (N, 3 * t, wide) -> (N, 3 * t, size)
+        strips.append(rows.unflatten(1, (3, -1)))
+    rows = strips[0] if len(strips) == 1 else torch.cat(strips, dim=2)
+    crops = down[:, None] @ rows  # (N, 1, size, tall) @ (N, 3, tall, size)
     return crops.clamp(0, 255)  # (N, 3, size, size)
 
 

@@ -1,5 +1,7 @@
 """Folders that were written before the heads shared their code still load: same descriptions, same tensor names.
 
+Those have no digest of their tensors; folders that are written now have one, and a flipped bit is refused.
+
 `../products/HEAD.json` holds the description of a folder, as its trainer wrote it on the rendered world, and the name,
 type and shape of each of its tensors. The digests in it are those of the shipped CLIP.
 """
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from foveate.errors import InputError
 from foveate.heads.catseg.product import load_catseg, save_catseg
 from foveate.heads.fvit.product import load_detector, save_detector
 from foveate.heads.panoptic.product import load_generator, save_generator
@@ -47,5 +50,11 @@ def test_an_old_folder_loads_and_is_written_the_same(tmp_path, head):
         name: (value.dtype, value.shape) for name, value in state.items()
     }
     assert all(torch.equal(value, state[name]) for name, value in again.items() if name != "text")  # of unit length
+    weights = tmp_path / "again" / f"{head}.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=f"{head}.safetensors: need the tensors it was written with"):
+        load(tmp_path / "again")
     written = json.loads((tmp_path / "again" / f"{head}.json").read_text())
     assert [*written.items()][:-1] == [*old["description"].items()][:-1]  # the last are the versions
