@@ -83,8 +83,8 @@ class DistillConfig(ReaderFlags):
 
     data: str
     """Training images (no annotations needed): any folder of images; a COCO, LVIS, VOC or Objects365 root, or what
-    CVAT, FiftyOne, Roboflow or YOLO export; tar shards as a folder, as "shards-{00000..00331}.tar", or as a URL of that form
-    (cached in $FOVEATE_CACHE/shards)."""
+    CVAT, FiftyOne, Roboflow or YOLO export; tar shards as a folder, as "shards-{00000..00331}.tar", or as a URL of
+    that form (cached in $FOVEATE_CACHE/shards)."""
     model: str = SMALL_CLIP
     """The CLIP to distil: foveate-small, an open_clip architecture such as EVA02-B-16, or a saved model folder."""
     split: str = "train"
