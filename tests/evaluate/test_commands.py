@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.table import Table
 
 from foveate.cli.main import main
@@ -87,6 +88,19 @@ def test_the_agreement_command(model, coco, tmp_path, capsys):
     assert run_reference(replace(config, reference=model))["recall"] == result["recall"]
     assert run_reference(replace(config, data=coco))["cosine"] == result["cosine"]  # the same images, the same ids
     assert run_reference(replace(config, size=None, limit=1, out=None))["size"] == 128  # four times 32
+
+
+def test_ignored_files_and_odd_images_are_reported_and_written(model, coco, tmp_path, capsys):
+    shutil.copytree(coco / "val2017", tmp_path / "images")
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "images/blue.png")
+    (tmp_path / "images/a.heic").touch()
+    config = Agreement(data=tmp_path / "images", model=model, size=32, out=tmp_path / "a.json", workers=0)
+    run_reference(config)
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "1 ignored: image in a format that is not read (1 .heic): convert it; the first: a.heic",
+        "1 used: image of one colour; the first: blue.png",
+    ]
+    assert json.loads((tmp_path / "a.json").read_text())["remarks"] == {"blue.png": "image of one colour"}
 
 
 def test_agreement_ignores_the_annotations_of_a_coco_root(model, coco, tmp_path):

@@ -116,6 +116,10 @@ def test_a_dry_run_measures_and_writes_nothing(command, world, tmp_path, capsys)
     text = capsys.readouterr().err
     assert "forward and backward pass took" in text and "memory    about" in text
     assert str(tmp_path / "run" / "metrics.jsonl") in text and "nothing was written" in text
+    # the pairs are held out from themselves, the images of the other commands are not
+    shared = [line for line in text.splitlines() if "held-out images are training images" in line]
+    expected = ["WARNING   --validate: 12 of the 12 held-out images are training images"]
+    assert shared == (expected if command == "pretrain" else [])
     assert list(tmp_path.iterdir()) == []
 
 

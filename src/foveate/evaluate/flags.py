@@ -197,8 +197,8 @@ class Detection(AnnotationFlags, ImageFlags, Fusing):
 
     made_by: ClassVar[str] = "foveate evaluate detection"
     data: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]  # not needed for --from-results
-    """COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world; needed unless --from-results and
-    --annotations are given."""
+    """COCO, LVIS, VOC, Objects365, CVAT, FiftyOne, Roboflow or YOLO root with annotated boxes, or a world; needed
+    unless --from-results and --annotations are given."""
     model: Path | None = None
     """OUT/model of `foveate train-fvit`; needed unless --from-results is given."""
     from_results: Path | None = None

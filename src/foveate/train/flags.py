@@ -82,8 +82,9 @@ class DistillConfig(AnnotationFlags, ReaderFlags):
     """Distil a CLIP into itself, so that its dense features match its image crops (CLIPSelf)."""
 
     data: str
-    """Training images (no annotations needed): any folder of images; a COCO, LVIS, VOC or Objects365 root; tar shards
-    as a folder, as "shards-{00000..00331}.tar", or as a URL of that form (cached in $FOVEATE_CACHE/shards)."""
+    """Training images (no annotations needed): any folder of images; a COCO, LVIS, VOC or Objects365 root, or what
+    CVAT, FiftyOne, Roboflow or YOLO export; tar shards as a folder, as "shards-{00000..00331}.tar", or as a URL of
+    that form (cached in $FOVEATE_CACHE/shards)."""
     model: str = SMALL_CLIP
     """The CLIP to distil: foveate-small, an open_clip architecture such as EVA02-B-16, or a saved model folder."""
     split: str = "train"
@@ -197,7 +198,7 @@ class TrainFViT(AnnotationFlags, HeadFlags):
     """Train F-ViT, an open-vocabulary detector on a frozen CLIP ViT (Sec. 3.3), on base categories only."""
 
     data: Path
-    """COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world."""
+    """COCO, LVIS, VOC, Objects365, CVAT, FiftyOne, Roboflow or YOLO root with annotated boxes, or a world."""
     annotations: Path | None = None
     """Annotation file to read instead of the standard one: COCO, LVIS or Objects365 JSON."""
     recipe: str | None = None
@@ -367,7 +368,8 @@ class Proposals(AnnotationFlags, ReaderFlags):
     """
 
     data: Path
-    """Training data: COCO, LVIS, VOC or Objects365 root with annotated boxes, or a world."""
+    """Training data: COCO, LVIS, VOC, Objects365, CVAT, FiftyOne, Roboflow or YOLO root with annotated boxes, or a
+    world."""
     out: Path
     """Folder of this run; the same command resumes a stopped run. The proposals are written to
     OUT/proposals_SPLIT.json."""

@@ -67,9 +67,13 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
     if config.compile:
         _compile(clip)
     # the objective tokenizes all captions once
-    held_out, texts = None, captions
+    held_out, texts, notes = None, captions, list[str]()
     if config.validate is not None:
         pairs = read_pairs(Path(config.validate), side=side)
+        trained = {hash(image.numpy().tobytes()) for image in images}
+        shared = sum(hash(image.numpy().tobytes()) in trained for image in pairs[0])
+        if shared:
+            notes.append(f"WARNING   --validate: {shared} of the {len(pairs[0])} held-out images are training images")
         held_out, texts = [_held_out(*pairs)], [*captions, *pairs[1]]
     objective = Contrastive(
         clip,
@@ -93,6 +97,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         images=len(images),
         batches=lambda taken, steps: _batches(images, captions, config, first=taken // config.batch, steps=steps),
         held_out=held_out,
+        notes=notes,
         save=save,
         product=config.out,
         files=(config.out / WEIGHTS_FILE, config.out / CONFIG_FILE),
