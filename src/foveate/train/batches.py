@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from foveate.data.listing import list_trained
 from foveate.data.loader import (
     BatchLoader,
     BatchSampler,
@@ -12,10 +13,17 @@ from foveate.data.loader import (
     make_loader,
 )
 from foveate.engine.distributed import Processes
+from foveate.io.listing import Listing
 from foveate.train.flags import ReaderFlags
 from foveate.types import Batch
 
 Source = ImageSource | EvaluationSource | SemanticSource
+
+
+def listings_of(source: Source, held_out: Source | None) -> dict[str, Listing]:
+    """The images that a run trains on and those of its held-out loss, by the flags that name them."""
+    sources = {"data": source, "validate": held_out}
+    return {flag: list_trained(each.dataset.records) for flag, each in sources.items() if each is not None}
 
 
 def training_batches(

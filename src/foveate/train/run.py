@@ -12,7 +12,7 @@ Several processes: `torchrun --nproc-per-node 8 -m foveate.cli.main distill ...`
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -44,8 +44,10 @@ from foveate.engine.trackers import choose_sinks, import_tracker
 from foveate.engine.validate import held_out_loss
 from foveate.errors import InputError
 from foveate.io.files import check_writable
+from foveate.io.listing import Listing
 from foveate.io.store import claim_folder, hold_folder
 from foveate.train.flags import RunFlags
+from foveate.train.images import FIELD, accept_images, common_identity
 from foveate.train.report import (
     Report,
     Sharing,
@@ -64,8 +66,9 @@ TIMEOUT = "FOVEATE_TIMEOUT"  # environment variable: seconds without an answer f
 MAY_CHANGE = (
     *("out", "recipe", "workers", "log_every", "save_every"),
     *("strict", "track", "dry_run", "compile", "skip_nonfinite"),
+    *("allow_changed_data", FIELD),
 )
-"""Fields that may change between the parts of any run: what is learned is the same."""
+"""Fields that may change between the parts of any run: what is learned is the same. The images have their own check."""
 SHARED = ("batch", "accumulate", "processes")
 """Fields that set how the images of a step are shared; some objectives let these change too."""
 
@@ -80,6 +83,7 @@ class Trainable:
     update: Update  # the driver sets its seed
     count: Callable[[Batch], int]  # items that the loss of a batch is the mean over
     images: int  # of the training data
+    listings: Mapping[str, Listing]  # of the images, by the flag that names them: the run resumes over these alone
     batches: Callable[[int, int], Iterable[Batch]]  # images taken before, steps to come -> this process's batches
     save: Callable[[dict[str, Tensor]], str]  # writes the product of collected tensors; returns the command to use it
     product: Path
@@ -173,7 +177,8 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         work.plan(trainable.batches(0, config.steps), start_step=0)
         report("--dry-run: nothing was trained and nothing was written")
         return Outcome(step=0)
-    record = run_record(config, {**trainable.metadata, "processes": processes.size})
+    images = common_identity(trainable.listings, processes)
+    record = run_record(config, {**trainable.metadata, "processes": processes.size, FIELD: images})
     with ExitStack() as stack:
         # claim and lock the folder until the run ends
         with processes.together():
@@ -181,6 +186,10 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
                 claim_folder(config.out, record, may_change=(*MAY_CHANGE, *trainable.may_change))
                 stack.enter_context(hold_folder(config.out))
         outcome = work.resume()
+        with processes.together():
+            if processes.is_first:
+                allow = config.allow_changed_data
+                work.print(accept_images(config, trainable.listings, step=outcome.step, allow_changed=allow))
         if outcome.step == config.steps and trainable.files and all(path.exists() for path in trainable.files):
             report(f"already finished, after step {outcome.step}; nothing was changed: {trainable.product}")
             return outcome
