@@ -6,7 +6,6 @@ number and digest are in OUT/config.json, their names in OUT/data_images.txt.gz 
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from foveate.engine.distributed import Processes

@@ -60,7 +60,7 @@ def test_stored_candidates_are_read_back(tmp_path: Path, masks: bool):
         assert all(same(one, other) for one, other in zip(made, store, strict=True))
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
         "000000000-000000003.safetensors", "000000003-000000006.safetensors", "000000006-000000008.safetensors",
-        "manifest.json",
+        "images.txt.gz", "manifest.json",
     ]  # fmt: skip
 
 
