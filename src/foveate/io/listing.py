@@ -90,7 +90,7 @@ def changes_between(before: Sequence[Sequence[Any]], listing: Listing, *, is_ord
     return ", ".join(parts)
 
 
-def checksum(*parts: bytes) -> str:
+def checksum(*parts: bytes | memoryview) -> str:
     """Eight hexadecimal digits of bytes, against accidents: a collision hides one change among four billion."""
     value = 0
     for part in parts:
