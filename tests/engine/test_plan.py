@@ -1,6 +1,7 @@
 """The plan of a run: derived by hand where it is exact; measuring it changes nothing."""
 
 import json
+import math
 import time
 from dataclasses import replace
 
@@ -67,6 +68,9 @@ def test_the_lines_of_a_plan():
     assert "not measured" in "\n".join(Plan(**{**vars(RUN), "seconds": None, "memory": None}).measured_lines())
     partly = Plan(**{**vars(RUN), "shortcut": "1 of 2 images was measured"})
     assert "backward pass takes about 0.5 s (1 of 2 images was measured)" in "\n".join(partly.measured_lines())
+    least = "\n".join(Plan(**{**vars(partly), "is_least": True}).measured_lines())
+    for part in ("memory    at least 8.0 GB of", "that fits is at most 6", "time      at least", "takes at least 0.5 s"):
+        assert part in least
 
 
 def test_what_cannot_fit_a_cpu_is_refused_with_what_would():
@@ -138,8 +142,8 @@ def test_a_pass_that_takes_too_much_is_left_for_one_of_one_image():
     batch = Batch([Sample(str(index), image, torch.zeros(0, 4)) for index, image in enumerate(images)], [])
     squares, state = Squares(), torch.get_rng_state()
 
-    def cost(**bounds: float) -> measure.Cost:
-        measured = measure_pass(squares, batch, count=lambda batch: len(batch.samples), **bounds)
+    def cost(*, room: float = math.inf, patience: float = math.inf) -> measure.Cost:
+        measured = measure_pass(squares, batch, count=lambda given: len(given.samples), room=room, patience=patience)
         assert measured is not None and torch.equal(torch.get_rng_state(), state)
         assert squares.norm.num_batches_tracked == 0 and squares.weight.grad is None
         return measured
@@ -153,7 +157,7 @@ def test_a_pass_that_takes_too_much_is_left_for_one_of_one_image():
     none = cost(room=30_000)
     assert none.per_image > 30_000 and "1 of 4 images was left when memory was full" in none.shortcut
     # without patience not even one image is measured, and with little no backward pass
-    assert "at least" in cost(patience=0).shortcut
+    assert none.is_least and cost(patience=0).is_least and not part.is_least
     slow = nn.Sequential(nn.Identity())
     squares.register_forward_pre_hook(lambda *_: slow(time.sleep(0.02)))
     late = cost(patience=0.015)

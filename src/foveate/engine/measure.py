@@ -19,8 +19,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from foveate.errors import InputError
 from foveate.types import Batch
 
-PATIENCE = 15.0  # seconds of a forward pass on a CPU
-LONGEST = 3  # times as long may that of one image take
+PATIENCE = 10.0  # seconds of a forward pass on a CPU
+LONGEST = 4  # times as long may that of one image take
 PASSES = 3  # forward passes that a forward and a backward pass take about as long as
 ADVICE = (
     "Lower --batch and raise --accumulate by as much, or use a smaller input, --precision bfloat16 or "
@@ -34,6 +34,7 @@ class Cost(NamedTuple):
     per_image: int  # activations [bytes]
     seconds: float  # of the whole batch
     shortcut: str = ""  # what was measured instead of the whole batch, if anything
+    is_least: bool = False  # the numbers are lower bounds
 
 
 def measure_pass(
@@ -115,7 +116,8 @@ def _cost(
     except _LeftError:
         seconds = PASSES * watch.seconds
         limit = "when memory was full" if watch.is_full else f"after {watch.seconds:.0f} s"
-        shortcut = f"at least that: the forward pass of 1 of {size} images was left {limit}"
+        shortcut = f"the forward pass of 1 of {size} images was left {limit}"
+        return Cost(max(least, watch.stored), size * seconds, shortcut, is_least=True)
     return Cost(max(least, watch.stored), size * seconds, shortcut)
 
 

@@ -54,6 +54,7 @@ class Plan:
     seconds: float | None  # of a warm forward and backward pass; None: not measured
     writes: dict[str, int]  # path -> bytes; 0: grows with the run
     shortcut: str = ""  # of the measurement, see `Cost`
+    is_least: bool = False  # memory and time are lower bounds
 
     @property
     def images_per_step(self) -> int:
@@ -101,13 +102,16 @@ class Plan:
         if self.memory is None or self.seconds_left is None or self.seconds is None:
             lines.append("cost      not measured: few steps are left, or the first images hold nothing to train on")
         else:
-            need, verb = self.memory.needed(self.batch), "takes about" if self.shortcut else "took"
+            need, about, most = self.memory.needed(self.batch), "about", "about"
+            if self.is_least:
+                about, most = "at least", "at most"
+            took = f"takes {about}" if self.shortcut else "took"
             lines += [
-                f"memory    about {_size(need)} of {_size(self.memory.available)} on {self.device}: "
+                f"memory    {about} {_size(need)} of {_size(self.memory.available)} on {self.device}: "
                 f"{_size(self.memory.fixed)} and {_size(self.memory.per_image)} per image; the largest batch that fits "
-                f"is about {self.memory.largest_batch}",
-                f"time      about {clock(self.seconds_left)} for {self.steps - self.start_step:,} steps; one forward "
-                f"and backward pass {verb} {self.seconds:.3g} s" + (f" ({self.shortcut})" if self.shortcut else ""),
+                f"is {most} {self.memory.largest_batch}",
+                f"time      {about} {clock(self.seconds_left)} for {self.steps - self.start_step:,} steps; one forward "
+                f"and backward pass {took} {self.seconds:.3g} s" + (f" ({self.shortcut})" if self.shortcut else ""),
             ]
         if self.memory is not None and self.batch > self.memory.largest_batch:
             lines.append(f"WARNING   a batch of {self.batch} may not fit. {ADVICE}")

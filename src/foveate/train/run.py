@@ -168,6 +168,8 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         InputError: a flag, the data, the weights or the output folder is wrong, or no image could be used.
     """
     report = reporter(processes)
+    if config.dry_run:
+        report("--dry-run: opening data and weights")
     # data and weights, before anything is written; an error of one process is raised in all
     with processes.together():
         if processes.is_first and config.track in ("wandb", "trackio"):
@@ -302,7 +304,8 @@ class _Run:
             if measured:
                 slowest = max(measured, key=lambda cost: cost.seconds)
                 memory = replace(fixed, per_image=max(cost.per_image for cost in measured))
-                plan = replace(plan, memory=memory, seconds=slowest.seconds, shortcut=slowest.shortcut)
+                _, seconds, shortcut, is_least = slowest
+                plan = replace(plan, memory=memory, seconds=seconds, shortcut=shortcut, is_least=is_least)
         self.print(plan.measured_lines())
         with processes.together():
             require_batch(plan)
