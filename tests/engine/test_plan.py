@@ -69,7 +69,12 @@ def test_the_lines_of_a_plan():
     partly = Plan(**{**vars(RUN), "shortcut": "1 of 2 images was measured"})
     assert "backward pass takes about 0.5 s (1 of 2 images was measured)" in "\n".join(partly.measured_lines())
     least = "\n".join(Plan(**{**vars(partly), "is_least": True}).measured_lines())
-    for part in ("memory    at least 8.0 GB of", "that fits is at most 6", "time      at least", "takes at least 0.5 s"):
+    for part in (
+        "memory    at least 8.0 GB of",
+        "that fits is at most 6",
+        "time      at least",
+        "takes at least 0.5 s",
+    ):
         assert part in least
 
 
