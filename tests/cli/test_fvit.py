@@ -21,6 +21,7 @@ from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel, read_split
 from foveate.data.world.write import WorldSize, write_world
 from foveate.engine.checkpoint import load_latest
+from foveate.engine.measure import Cost
 from foveate.errors import InputError
 from foveate.evaluate.commands.detection import _table
 from foveate.evaluate.flags import Detection
@@ -398,7 +399,7 @@ def test_what_a_pass_takes_is_measured_in_the_arithmetic_of_the_run(world, tmp_p
 
     def measured(objective, batch, **settings):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return 1, 0.1
+        return Cost(1, 0.1)
 
     monkeypatch.setattr("foveate.train.run.measure_pass", measured)
     for precision in ("float32", "bfloat16"):

@@ -41,10 +41,10 @@ def small_clip(arguments: dict[str, Any]) -> Clip:
     return clip
 
 
-def pairs(arguments: dict[str, Any]) -> tuple[torch.Tensor, list[str]]:
-    """Five black images, their captions of the folder that they are of."""
+def pairs(arguments: dict[str, Any]) -> tuple[torch.Tensor, list[str], list[str]]:
+    """Five black images, their captions and names of the folder that they are of."""
     captions = [f"{arguments['folder'].name} {number}" for number in range(5)]
-    return torch.zeros(5, 3, 8, 8, dtype=torch.uint8), captions
+    return torch.zeros(5, 3, 8, 8, dtype=torch.uint8), captions, captions
 
 
 def tokens_of(arguments: dict[str, Any]) -> torch.Tensor:
@@ -71,6 +71,7 @@ TRAINING = {
     "import_tracker": NOTHING,
     "choose_sinks": Stand(give([]), without=("config",)),
     "Guard": Stand(without=("log",)),
+    "accept_images": Stand(give([]), without=("config", "listings")),
     "measure_pass": Stand(give(None), recorded=False),
     "collect": Stand(give({}), recorded=False),
     "best_tensors": Stand(give({})),
@@ -98,6 +99,7 @@ RUN_FIELDS = {
     "device": To("--device cuda", reaches="choose_device"),
     "compile": To("--compile", reaches="compile_tower"),
     "dry_run": To("--dry-run", reaches="fit"),
+    "allow_changed_data": To("--allow-changed-data", reaches="accept_images"),
 }
 """The flags of every run that trains."""
 ACCEPTED = {"accept_annotations": To("--accept-annotations", given="--validate {world}", reaches="open_data*")}

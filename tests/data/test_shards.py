@@ -36,8 +36,8 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 def test_pairs_are_in_the_order_of_the_shards(tmp_path: Path) -> None:
     write_tar(tmp_path / "b.tar", {"2.png": jpeg((0, 0, 255)), "2.txt": b"blue"})
     write_tar(tmp_path / "a.tar", {"1.txt": b" red\n", "1.png": jpeg((255, 0, 0)), "1.json": b"{}", "x.pyd": b"never"})
-    images, captions = read_pairs(tmp_path, side=8)
-    assert captions == ["red", "blue"]
+    images, captions, names = read_pairs(tmp_path, side=8)
+    assert captions == ["red", "blue"] and names == ["a.tar:1", "b.tar:2"]
     assert images.shape == (2, 3, 8, 8)
     assert images[:, :, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
 

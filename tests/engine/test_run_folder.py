@@ -34,6 +34,8 @@ def test_the_defaults_are_accepted():
         ("layers", 0),
         ("alpha", 0.0),
         ("alpha", 1.5),
+        ("grid", 0),
+        ("grid", 1000),
         ("seed", -1),
         ("seed", 2**63),
     ],

@@ -146,6 +146,27 @@ def test_unusable_images_are_counted_and_strict_stops_at_the_first(distill, tmp_
     assert status == 2 and "Traceback" not in output and ("cut.png" in output or "empty.png" in output)
 
 
+def test_a_run_resumes_over_changed_images_only_if_told_to(distill, tmp_path, image_folder):
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(image_folder, data)
+    assert distill(data=data, kill=[signal.SIGTERM, 2])[0] == 143
+    (data / "3.png").unlink()
+    (data / "5.png").rename(data / "x.png")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, output = distill(data=data)
+    assert status == 2 and "(10, now 9 in --data)" in output and "Traceback" not in output
+    assert "2 gone or renamed (3.png, 5.png), 1 new (x.png)" in output and "--allow-changed-data" in output
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    status, output = distill("--allow-changed-data", data=data, kill=[signal.SIGTERM, 1])
+    assert status == 143 and "2 gone or renamed (3.png, 5.png)" in output and "seen twice" in output
+    # these are now the images of the run
+    status, output = distill(data=data)
+    assert status == 0 and "renamed" not in output and "resuming from step 3" in output
+    (data / "9.png").unlink()
+    status, output = distill(data=data)
+    assert status == 0 and "1 gone or renamed (9.png) since the run began; no step is left" in output
+
+
 def test_the_steps_before_a_strict_stop_are_kept(whole, distill, tmp_path, image_folder):
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)

@@ -13,6 +13,7 @@ from foveate.evaluate.detection_sweep import proposal_recall, sweep
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
 from foveate.heads.fvit.fusion import Fusion, detect
+from foveate.io.listing import Listing
 from foveate.types import Category
 
 NAMES = ("dog", "cup", "owl")
@@ -31,7 +32,7 @@ def make(key: str, generator: torch.Generator) -> Candidates:
 def stored(tmp_path: Path) -> tuple[CandidateStore, Dataset, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     made = [make(key, generator) for key in "abcde"]
-    writer = CandidateWriter(tmp_path, ids=list("abcde"), made_by={})
+    writer = CandidateWriter(tmp_path, images=Listing(lambda: [[name] for name in "abcde"]), made_by={})
     for one in made:
         writer.add(one)
     writer.close()

@@ -10,10 +10,11 @@ from safetensors.torch import save, save_file
 
 from foveate.errors import InputError
 from foveate.io import store
+from foveate.io.listing import Listing
 from foveate.io.store import NOTES, claim_cache, write_part
 from foveate.io.tensors import header_size, read_header
 
-claim_parts = partial(store.claim_parts, owner="foveate embed")
+claim_parts = partial(store.claim_parts, owner="foveate embed", listing=Listing(lambda: [["a"], ["b"]]))
 remove_parts = partial(store.remove_parts, owner="foveate embed")
 ME = {"what": "image", "model": "mine"}
 

@@ -87,8 +87,9 @@ def test_the_same_generator_gives_the_same_patches():
 
 def test_invalid_grid_settings_are_refused():
     generator = torch.Generator()
-    with pytest.raises(InputError, match="at least 1"):
-        grid_pairs(0, "all")
+    for limit in (0, 65, 1000):
+        with pytest.raises(InputError, match=f"--grid: must be 1 to 64, .*; got {limit}"):
+            grid_pairs(limit, "all")
     with pytest.raises(InputError, match='"published" or "all"'):
         grid_pairs(6, "paper")
     with pytest.raises(InputError, match="at least 1 patch per image; got 0"):

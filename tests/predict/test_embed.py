@@ -228,10 +228,17 @@ def test_killed_and_resumed_gives_the_same_bytes(config, images, tmp_path, monke
     killed = subprocess.run([sys.executable, "-c", KILLED, *typed], env={**os.environ, **threads})
     assert killed.returncode == -signal.SIGKILL and not config.out.exists()
     parts = Path(f"{config.out}.parts")
-    left = {"manifest.json", "000000000-000000002.safetensors", "000000002-000000004.safetensors.partial"}
+    left = {
+        "manifest.json",
+        "images.txt.gz",
+        "000000000-000000002.safetensors",
+        "000000002-000000004.safetensors.partial",
+    }
     assert {path.name for path in parts.iterdir()} == left
     with pytest.raises(InputError, match=r"another command. Differing:\n  dtype: stored float32, now float16\nGive"):
         run(replace(config, batch=2, dtype="float16"))
+    with pytest.raises(InputError, match=r"images: 2 gone or renamed \(sub/a\.png, sub/e\.png\), 1 new \(e\.png\)"):
+        run(replace(config, batch=2, images=tuple(sorted({*images.iterdir()} - {images / "a.png"}))))
     read = []
     monkeypatch.setattr(features.EvaluationSource, "__getitem__", spy(features.EvaluationSource.__getitem__, read))
     capsys.readouterr()
@@ -273,7 +280,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
     run(config)
     with pytest.raises(InputError, match=r"f.safetensors: holds the work of another .*\n  batch: stored 64, now 3"):
         run(replace(config, batch=3))
-    with pytest.raises(InputError, match=r"input: stored 6 images, .*now 1 images"):
+    with pytest.raises(InputError, match=r"input: stored 6 images, .*now 1 images.*\n  images: 5 gone or renamed \("):
         run(replace(config, images=(images / "a.png",)))
     config.out.with_suffix(".json").unlink()
     with pytest.raises(InputError, match=r"f.json does not exist"):

@@ -107,6 +107,8 @@ def test_a_stopped_run_prints_the_command_that_resumes_it_to_the_same_bits(comma
     held_out = [[line["held_out_loss"] for line in lines(out) if line.get("event") == "validation"]
                 for out in (whole, parted)]  # fmt: skip
     assert held_out[0] == held_out[1] and len(held_out[0]) == 2 and all(loss > 0 for loss in held_out[0])
+    assert {*json.loads((parted / "config.json").read_text())["images"]} == {"data", "validate"}
+    assert (parted / "data_images.txt.gz").exists() and (parted / "validate_images.txt.gz").exists()
     assert lines(parted)[-1]["event"] == "end" and lines(parted)[-1]["skipped_steps"] == 0
 
 

@@ -29,8 +29,8 @@ GROUPS = {
     "all_synonyms panoptic what crops masked masks metrics style task view clusters",
     "optimisation": "steps batch accumulate lr clip_lr weight_decay betas eps warmup milestones layers layer_decay "
     "clip_gradient whole_steps",
-    "run": "out overwrite recipe seed log_every save_every product skip_nonfinite track dry_run strict cache "
-    "candidates results plot page draw to format opset",
+    "run": "out overwrite recipe seed log_every save_every product skip_nonfinite track dry_run allow_changed_data "
+    "strict cache candidates results plot page draw to format opset",
     "machine": "device workers jobs precision dtype compile checkpointing fsdp",
 }
 """The flags of each group, by the names of their fields."""

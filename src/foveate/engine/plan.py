@@ -1,30 +1,21 @@
 """The plan of a run, printed before its first step: memory, the largest batch that fits, time, and what is written.
 
-It is measured in real forward and backward passes of the first batch, which leave everything as it was: the run's bits
-do not change. On a GPU the memory is what the allocator handed out; on the CPU it is what the forward pass stores for
-the backward pass, without the buffers of libraries.
+What is known without computing is printed first: weights, gradients and moments of the optimizer, which are refused
+where they do not fit. The rest is measured (`foveate.engine.measure`).
 """
 
 import json
 import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from foveate.engine.distributed import Processes
 from foveate.engine.log import clock
+from foveate.engine.measure import ADVICE, local_part
+from foveate.engine.memory import free_memory
 from foveate.errors import InputError
-from foveate.types import Batch
-
-_ADVICE = (
-    "Lower --batch and raise --accumulate by as much, or use a smaller input, --precision bfloat16 or "
-    "--checkpointing, where the command has them."
-)
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,8 @@ class Plan:
     memory: Memory | None  # None: not measured
     seconds: float | None  # of a warm forward and backward pass; None: not measured
     writes: dict[str, int]  # path -> bytes; 0: grows with the run
+    shortcut: str = ""  # of the measurement, see `Cost`
+    is_least: bool = False  # memory and time are lower bounds
 
     @property
     def images_per_step(self) -> int:
@@ -90,102 +83,69 @@ class Plan:
         }
         return json.loads(json.dumps({**asdict(self), **derived}, default=str))
 
-    def lines(self) -> list[str]:
-        """The plan for people."""
+    def known_lines(self, memory: Memory) -> list[str]:
+        """The plan for people, as far as it is known before a pass; of the memory, what no batch changes."""
         parts = f"{self.batch} x {self.accumulate} accumulated x {_count(self.processes, 'process')}"
-        lines = [
+        return [
             f"model     {self.model}: training {self.trained / 1e6:.1f} of {self.parameters / 1e6:.1f} million "
             "parameters",
             f"images    {self.images:,}, {self.images_per_step} per step ({parts}); {self.steps:,} steps are "
             f"{self.epochs:.2f} epochs",
+            *(f"writes    {path}  {_size(size) if size else ''}".rstrip() for path, size in self.writes.items()),
+            f"memory    {_size(memory.fixed)} of {_size(memory.available)} on {self.device} before any image: weights, "
+            "and gradients and moments of what is trained",
         ]
+
+    def measured_lines(self) -> list[str]:
+        """The rest of the plan, after a pass."""
+        lines = []
         if self.memory is None or self.seconds_left is None or self.seconds is None:
             lines.append("cost      not measured: few steps are left, or the first images hold nothing to train on")
         else:
-            need = self.memory.needed(self.batch)
+            need, about, most = self.memory.needed(self.batch), "about", "about"
+            if self.is_least:
+                about, most = "at least", "at most"
+            took = f"takes {about}" if self.shortcut else "took"
             lines += [
-                f"memory    about {_size(need)} of {_size(self.memory.available)} on {self.device}: "
+                f"memory    {about} {_size(need)} of {_size(self.memory.available)} on {self.device}: "
                 f"{_size(self.memory.fixed)} and {_size(self.memory.per_image)} per image; the largest batch that fits "
-                f"is about {self.memory.largest_batch}",
-                f"time      about {clock(self.seconds_left)} for {self.steps - self.start_step:,} steps; one forward "
-                f"and backward pass took {self.seconds:.3g} s",
+                f"is {most} {self.memory.largest_batch}",
+                f"time      {about} {clock(self.seconds_left)} for {self.steps - self.start_step:,} steps; one forward "
+                f"and backward pass {took} {self.seconds:.3g} s" + (f" ({self.shortcut})" if self.shortcut else ""),
             ]
-        lines += [f"writes    {path}  {_size(size) if size else ''}".rstrip() for path, size in self.writes.items()]
         if self.memory is not None and self.batch > self.memory.largest_batch:
-            lines.append(f"WARNING   a batch of {self.batch} may not fit. {_ADVICE}")
+            lines.append(f"WARNING   a batch of {self.batch} may not fit. {ADVICE}")
         return lines
 
 
-def measure_pass(
-    objective: nn.Module, batch: Batch, *, count: Callable[[Batch], int], repeat: bool = False
-) -> tuple[int, float] | None:
-    """Memory and time of a real forward and backward pass, after which everything is as it was.
-
-    Gradients are removed, buffers and torch's random state restored.
-
-    Args:
-        objective: a scalar loss of a batch.
-        batch: the first of the run.
-        count: items of a batch, as in `fit`.
-        repeat: measure a second pass, where the first one compiles or starts up a GPU.
-
-    Returns:
-        Activations per image [bytes], and seconds; None where the batch has no item.
+def require_fixed(memory: Memory, *, model: str, device: torch.device) -> None:
+    """Refuse a model whose weights, gradients and moments alone do not fit.
 
     Raises:
-        InputError: the GPU has too little memory.
+        InputError: states what is needed and what is free.
     """
-    before = [buffer.clone() for buffer in objective.buffers()]
-    device = next(objective.parameters()).device
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            if repeat:
-                _pass(objective, batch, device)
-            stored, seconds = _pass(objective, batch, device)
-    except torch.OutOfMemoryError as error:
+    if memory.fixed > memory.available:
         raise InputError(
-            f"--batch: must fit the memory of {device}; a pass of {len(batch.samples)} images does not. {_ADVICE}"
-        ) from error
-    with torch.no_grad():
-        for buffer, value in zip(objective.buffers(), before, strict=True):
-            buffer.copy_(value)
-    return (max(1, stored // len(batch.samples)), seconds) if count(batch) else None
+            f"{model}: needs {_size(memory.fixed)} on {device} for weights, and gradients and moments of what is "
+            f"trained; {_size(memory.available)} are free. Free memory, choose a smaller model, or train fewer blocks "
+            "with --layers, where the command has it."
+        )
 
 
-def _pass(objective: nn.Module, batch: Batch, device: torch.device) -> tuple[int, float]:
-    """Bytes of activations and seconds of one pass, also of a batch without items: all processes must run alike."""
-    start = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        objective(batch).backward()
-        torch.cuda.synchronize(device)
-        stored = torch.cuda.max_memory_allocated(device) - before
-    else:
-        stored = _backward_counted(objective, batch)
-    seconds = time.perf_counter() - start
-    for parameter in objective.parameters():
-        parameter.grad = None
-    return stored, seconds
+def require_batch(plan: Plan) -> None:
+    """Refuse a batch that does not fit the memory of the machine; whether it fits a GPU, the pass has shown.
 
-
-def _backward_counted(objective: nn.Module, batch: Batch) -> int:
-    """Run a pass and count what autograd stores, each storage once, without weights [bytes]."""
-    weights = {
-        _local(tensor).untyped_storage().data_ptr() for tensor in (*objective.parameters(), *objective.buffers())
-    }
-    stored: dict[int, int] = {}
-
-    def store(tensor: Tensor) -> Tensor:
-        storage = _local(tensor).untyped_storage()
-        if storage.data_ptr() not in weights:
-            stored[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
-        loss = objective(batch)
-    loss.backward()
-    return sum(stored.values())
+    Raises:
+        InputError: states what is needed, what is free and what would fit.
+    """
+    memory = plan.memory
+    if memory is None or plan.device != "cpu" or plan.batch <= memory.largest_batch:
+        return
+    fits = f"the largest that fits is about {memory.largest_batch}" if memory.largest_batch else "not even 1 fits"
+    raise InputError(
+        f"--batch: must fit the memory of {plan.device}; a pass of {plan.batch} images needs at least "
+        f"{_size(memory.needed(plan.batch))}, {_size(memory.available)} are free, and {fits}. {ADVICE}"
+    )
 
 
 def memory_of(objective: nn.Module, per_image: int, *, processes: Processes, sharded: bool = False) -> Memory:
@@ -212,17 +172,9 @@ def _available(objective: nn.Module, processes: Processes) -> int:
     """Free memory of the device for this process, and what its weights already take [bytes]."""
     if processes.device.type == "cuda":
         return torch.cuda.mem_get_info(processes.device)[0] + torch.cuda.memory_allocated(processes.device)
-    taken = sum(_bytes(_local(tensor)) for tensor in (*objective.parameters(), *objective.buffers()))
-    memory = Path("/proc/meminfo")
-    if not memory.exists():  # not Linux
-        return taken
-    [line] = [line for line in memory.read_text().splitlines() if line.startswith("MemAvailable:")]
+    taken = sum(_bytes(local_part(tensor)) for tensor in (*objective.parameters(), *objective.buffers()))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes.size)))  # they share the machine's memory
-    return int(line.split()[1]) * 1024 // local + taken
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return free_memory() // local + taken
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from foveate.data.batches import Batches, Loading
+from foveate.data.listing import list_files
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
 from foveate.errors import InputError
@@ -46,7 +47,7 @@ def find_candidates(
     Raises:
         InputError: the folder holds the candidates of another detector or of other images, or no image is readable.
     """
-    writer = CandidateWriter(folder, ids=[str(record.id) for record in dataset.records], made_by=made_by)
+    writer = CandidateWriter(folder, images=list_files(dataset.records), made_by=made_by)
     remaining = tuple(replace(record, boxes=(), labels=(), crowd=()) for record in dataset.records[writer.done :])
     if remaining:
         batches = Batches(replace(dataset, records=remaining), replace(loading, limit=None))

@@ -4,6 +4,7 @@ The same command resumes in its folder; another command is refused with the fiel
 A folder of parts stores a long list of results, of which a killed process loses only the last few:
 
     FOLDER/manifest.json                         the identity of the parts
+           images.txt.gz                         the images, see `listing.py`
            000000000-000000064.safetensors       the tensors of items 0 to 63, with notes in the metadata
 
 A file of another name, or a manifest of another format, is neither written nor deleted.
@@ -13,14 +14,16 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError
 from foveate.io.files import check_writable, write_whole
+from foveate.io.listing import LISTED, Listing, changes_since, keep_listing
 from foveate.io.tensors import Stored, read_header
 
 MANIFEST = "manifest.json"
@@ -38,7 +41,7 @@ RUN_NAMES = (
 )
 NOTES = "notes"  # key of the notes in the metadata of a part
 _OWNER = "made_by"  # key of the owner in a manifest
-_NAMES = re.compile(r"(manifest\.json|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.partial)?")
+_NAMES = re.compile(r"(manifest\.json|images\.txt\.gz|\d{9,}-\d{9,}\.safetensors)((\.\d+)?\.partial)?")
 
 
 # ---------------------------------------------------------------------------------------------------- folders of runs
@@ -62,7 +65,7 @@ def claim_folder(
     """
     path = out / "config.json"
     if path.is_file():
-        refuse_another(f"--out {out}", _read_record(path), record, holds="another run", may_change=may_change)
+        refuse_another(f"--out {out}", read_run(path), record, holds="another run", may_change=may_change)
         return True
     check_writable(out)
     taken = [name for name in dict.fromkeys((*RUN_NAMES, *writes)) if os.path.lexists(out / name)]
@@ -126,6 +129,7 @@ def refuse_another(
     *,
     holds: str = "the work of another command",
     may_change: Sequence[str] = (),
+    changes: Callable[[], str] = str,
 ) -> None:
     """Refuse a folder or file of another command.
 
@@ -135,6 +139,7 @@ def refuse_another(
         identity: of this command.
         holds: its content, for the message.
         may_change: fields that may differ.
+        changes: called to name the images that changed, if any field differs; "" if none did.
 
     Raises:
         InputError: lists the fields that differ.
@@ -144,6 +149,8 @@ def refuse_another(
     differing = [name for name in fields if stored.get(name, absent) != identity.get(name, absent)]
     if differing:
         lines = [f"  {name}: stored {stored.get(name, absent)}, now {identity.get(name, absent)}" for name in differing]
+        named = changes()
+        lines += [f"  images: {named}"] if named else []
         raise InputError(
             f"{where}: holds {holds}. Differing:\n"
             + "\n".join(lines)
@@ -151,8 +158,12 @@ def refuse_another(
         )
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """The JSON record of a run."""
+def read_run(path: Path) -> dict[str, Any]:
+    """The JSON record of a run.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
+    """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -194,7 +205,7 @@ def claim_cache(folder: Path, identity: Mapping[str, Any], *, owner: str) -> Non
         _write_manifest(folder, identity, owner=owner)
 
 
-def claim_parts(folder: Path, identity: Mapping[str, Any], *, owner: str) -> list[Part]:
+def claim_parts(folder: Path, identity: Mapping[str, Any], *, owner: str, listing: Listing) -> list[Part]:
     """Claim a folder for the parts of one command, and return its complete parts from item 0 on, without a gap.
 
     The folder is created if needed. Partial files, damaged parts and those after them are removed.
@@ -202,6 +213,7 @@ def claim_parts(folder: Path, identity: Mapping[str, Any], *, owner: str) -> lis
     Args:
         identity: what the parts depend on.
         owner: distinguishes the manifest from any other manifest.json.
+        listing: of the images, whose digest is in the identity; named where they changed.
 
     Raises:
         InputError: the parts belong to another command (lists the differences), or the folder has other files.
@@ -209,9 +221,10 @@ def claim_parts(folder: Path, identity: Mapping[str, Any], *, owner: str) -> lis
     stored = find_manifest(folder, owner=owner)
     paths = sorted(folder.glob("*.safetensors*"))
     if stored is not None and any(path.suffix == ".safetensors" for path in paths):  # a manifest alone may be replaced
-        refuse_another(folder, stored, identity)
+        refuse_another(folder, stored, identity, changes=partial(changes_since, folder / LISTED, listing))
     else:
         _write_manifest(folder, identity, owner=owner)
+    keep_listing(folder / LISTED, listing)
     parts = find_parts(folder)
     for path in {*paths} - {part.path for part in parts}:
         path.unlink()

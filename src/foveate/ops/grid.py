@@ -9,6 +9,8 @@ from torch import Tensor
 
 from foveate.errors import InputError
 
+MAX_GRID = 64  # rows and columns: the locations along a side of the paper's dense feature maps
+
 
 def grid_boxes(rows: int, columns: int, *, height: int, width: int) -> Float[Tensor, "N 4"]:
     """Cut an image into m rows x n columns of equal boxes: xyxy, pixels of the image, row by row, N = m * n."""
@@ -29,10 +31,13 @@ def grid_pairs(limit: int, rule: str) -> list[tuple[int, int]]:
             m and n in 1..M, the paper's text (36 pairs).
 
     Raises:
-        InputError: limit is below 1, or the rule is unknown.
+        InputError: limit is below 1 or above `MAX_GRID`, or the rule is unknown.
     """
-    if limit < 1:
-        raise InputError(f"grid: the limit M must be at least 1; got {limit}.")
+    if not 1 <= limit <= MAX_GRID:
+        raise InputError(
+            f"--grid: must be 1 to {MAX_GRID}, the locations along a side of the paper's dense feature maps, so that a "
+            f"patch is no smaller than one; got {limit}."
+        )
     if rule not in ("published", "all"):
         raise InputError(f'grid rule: must be "published" or "all"; got "{rule}".')
     pairs = [(m, n) for m in range(1, limit + 1) for n in range(1, limit + 1)]

@@ -18,10 +18,12 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.data.boxes import ImageBoxes, read_boxes
 from foveate.data.consistency import check_boxes
+from foveate.data.listing import list_files
 from foveate.data.records import Dataset
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
+from foveate.io.listing import Listing, changes_between
 from foveate.io.outputs import MARK
 from foveate.io.store import Part, claim_parts, hold_target, refuse_another, remove_parts
 from foveate.io.tensors import MAX_HEADER, header_size, join_tensors, read_header
@@ -57,13 +59,15 @@ def _embed(config: Embed) -> Path:
         check_head(clip.visual, config.head)
     size = _size(config, clip)
     _check_header(config, dataset, clip, size)
-    identity = _identity(config, dataset, clip, size)
+    listing = list_files(dataset.records)
+    identity = _identity(config, dataset, clip, size, images=listing.identity)
     notes, folder = config.out.with_suffix(".json"), Path(f"{config.out}.parts")
-    if config.out.exists() and _is_complete(config.out, notes, identity, overwrite=config.overwrite):
+    changes = partial(_changes, notes, listing)
+    if config.out.exists() and _is_complete(config.out, notes, identity, changes, overwrite=config.overwrite):
         remove_parts(folder, identity, owner=OWNER)  # if the last run was killed between its last two steps
         print(f"{config.out}: is already complete; skipped")
         return config.out
-    parts = claim_parts(folder, identity, owner=OWNER)
+    parts = claim_parts(folder, identity, owner=OWNER, listing=listing)
     done = parts[-1].stop if parts else 0
     resumed = f"; {done} are done already" if done else ""
     count = len(dataset.records)
@@ -156,19 +160,16 @@ def _compute(config: Embed, clip: Clip, size: int) -> Callable[[list[Sample]], F
             return partial(box_features, clip, size=size, head=config.head)
 
 
-def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[str, str]:
+def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int, *, images: dict[str, Any]) -> dict[str, str]:
     """What the features depend on; it becomes the file's metadata.
 
     Not compared: the number of threads, the machine, and the bytes of the images beyond length and time of change.
+
+    Args:
+        images: the identity of their listing.
     """
-    images, boxes = hashlib.sha256(), hashlib.sha256()
+    boxes = hashlib.sha256()
     for record in dataset.records:
-        try:
-            status = record.path.stat()
-            length, changed = status.st_size, status.st_mtime_ns
-        except OSError:
-            length, changed = -1, -1
-        images.update(json.dumps([record.id, length, changed]).encode())
         boxes.update(json.dumps([record.size, record.boxes]).encode())
     identity = {
         "format": "pt",
@@ -183,7 +184,7 @@ def _identity(config: Embed, dataset: Dataset, clip: Clip, size: int) -> dict[st
         "dtype": config.dtype,
         "batch": str(config.batch or BATCH[config.features]),  # as the device, it can change the last bit of a sum
         "device": next(clip.parameters()).device.type,
-        "input": f"{len(dataset.records)} images, names, lengths and times {images.hexdigest()[:16]}",
+        "input": f"{images['count']} images, names, lengths and times {images['sha256'][:16]}",
         **versions(),
     }
     if config.features != "image":
@@ -201,8 +202,14 @@ def _digest_description(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _is_complete(out: Path, notes: Path, identity: dict[str, str], *, overwrite: bool) -> bool:
-    """Whether an existing file is what this command would write; another is refused, unless it may be replaced."""
+def _is_complete(
+    out: Path, notes: Path, identity: dict[str, str], changes: Callable[[], str], *, overwrite: bool
+) -> bool:
+    """Whether an existing file is what this command would write; another is refused, unless it may be replaced.
+
+    Args:
+        changes: says which images differ from those of the file.
+    """
     try:
         existing, _ = read_header(out)
     except ValueError as error:
@@ -213,10 +220,20 @@ def _is_complete(out: Path, notes: Path, identity: dict[str, str], *, overwrite:
         ) from None
     if overwrite and existing != identity:
         return False
-    refuse_another(out, existing, identity)
+    refuse_another(out, existing, identity, changes=changes)
     if not notes.is_file():
         raise InputError(f"{out}: is finished, but {notes} does not exist. Delete {out} and run again.")
     return True
+
+
+def _changes(notes: Path, listing: Listing) -> str:
+    """The images that a finished file has and the folder has not, or the other way round, by their names alone."""
+    try:
+        content = json.loads(notes.read_bytes())
+        rows = [[note["id"]] for note in (*content["images"], *content["bad"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return changes_between(rows, listing, is_ordered=False)
 
 
 def _finish(config: Embed, dataset: Dataset, parts: list[Part], folder: Path, identity: dict[str, str]) -> None:

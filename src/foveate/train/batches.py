@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from foveate.data.listing import list_trained
 from foveate.data.loader import (
     BatchLoader,
     BatchSampler,
@@ -14,11 +15,18 @@ from foveate.data.loader import (
 from foveate.data.overlap import shared_images
 from foveate.data.records import Dataset
 from foveate.engine.distributed import Processes
+from foveate.io.listing import Listing
 from foveate.train.flags import ReaderFlags
 from foveate.types import Batch
 
 HELD_OUT_IMAGES = 64  # that the held-out loss is computed of, at most
 Source = ImageSource | EvaluationSource | SemanticSource
+
+
+def listings_of(source: Source, held_out: Source | None) -> dict[str, Listing]:
+    """The images that a run trains on and those of its held-out loss, by the flags that name them."""
+    sources = {"data": source, "validate": held_out}
+    return {flag: list_trained(each.dataset.records) for flag, each in sources.items() if each is not None}
 
 
 def training_batches(

@@ -4,6 +4,7 @@ Deliberately absent: what only the data or the weights can tell.
 """
 
 from foveate.errors import InputError
+from foveate.ops.grid import MAX_GRID
 from foveate.train.defaults import LARGE, boxes_file, nouns_file, resolve_defaults
 from foveate.train.flags import (
     CONV,
@@ -85,7 +86,7 @@ def check_distill(config: DistillConfig) -> None:
         ("warmup", config.warmup is None or config.warmup >= 0, "0 or above"),
         ("layers", config.layers is None or config.layers >= 1, "at least 1, or not given to train all blocks"),
         ("regions", boxes is None or boxes.is_file(), "grid, annotations, or a file of boxes that exists"),
-        ("grid", config.grid >= 1, "at least 1"),
+        ("grid", 1 <= config.grid <= MAX_GRID, f"1 to {MAX_GRID}, the locations along a side of a dense feature map"),
         ("max-regions", config.max_regions >= 1, "at least 1"),
         ("size", config.size is None or config.size >= 1, "at least one patch"),
         ("window", config.window is None or config.window >= 1, "at least 1 patch"),

@@ -32,7 +32,7 @@ from foveate.engine.shard import shard_student
 from foveate.errors import InputError
 from foveate.objectives.clipself import ClipSelf, train_layers
 from foveate.train import run as driver
-from foveate.train.batches import held_out_batches, training_batches
+from foveate.train.batches import held_out_batches, listings_of, training_batches
 from foveate.train.checks import check_distill
 from foveate.train.defaults import boxes_file, hyperparameters, learns_from_captions, regions_of
 from foveate.train.flags import HELD_OUT, DistillConfig
@@ -93,6 +93,7 @@ def prepare(config: DistillConfig, processes: Processes, report: Report) -> Trai
         ),
         count=count,
         images=len(source),
+        listings=listings_of(source, held_out),
         batches=training_batches(config, source, processes),
         held_out=held_out_batches(config, held_out, processes),
         held_out_source=held_out,

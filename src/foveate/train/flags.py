@@ -57,6 +57,10 @@ class RunFlags:
     """Run the blocks of the CLIP's towers through torch.compile: faster on a GPU, after a minute of compiling."""
     dry_run: bool = False
     """Print the plan of the run (time, memory, files), measured on one batch, and stop."""
+    allow_changed_data: bool = False
+    """Resume although images were added, removed or renamed, or their annotations changed, since the run began: the
+    order of the steps that are left is drawn over the new list, so that in the epoch under way some images may be seen
+    twice and some not. Otherwise such a run is refused, with the names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from foveate.engine.distributed import Processes
 from foveate.engine.fit import Update
 from foveate.engine.optim import PartlyTrained
 from foveate.errors import InputError
-from foveate.train.batches import Source, count_images, held_out_batches, training_batches
+from foveate.train.batches import Source, count_images, held_out_batches, listings_of, training_batches
 from foveate.train.flags import HeadFlags
 from foveate.train.run import Trainable
 from foveate.types import Category
@@ -57,6 +57,7 @@ def head_trainable(
         ),
         count=count_images,
         images=len(source),
+        listings=listings_of(source, held_out),
         batches=training_batches(config, source, processes),
         held_out=held_out_batches(config, held_out, processes),
         held_out_source=held_out,

@@ -29,6 +29,7 @@ from foveate.data.loader import epoch_order
 from foveate.engine.distributed import Processes
 from foveate.engine.fit import Update
 from foveate.errors import InputError
+from foveate.io.listing import Listing, checksum
 from foveate.objectives.image_text import clamp_scale, contrastive_loss
 from foveate.ops.augment import random_views
 from foveate.train import run as driver
@@ -54,7 +55,8 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
     # pairs at the size of the described tower
     description = read_config(RESIDUAL if config.config == Path("residual") else config.config)
     side = description["model_cfg"]["vision_cfg"]["image_size"]
-    images, captions = read_pairs(config.data, side=side)
+    images, captions, names = read_pairs(config.data, side=side)
+    listings = {"data": _listing(images, captions, names)}
     if config.batch > len(images):
         raise InputError(
             f"{config.data}: need at least one batch of {config.batch} pairs; got {len(images)}. Lower --batch."
@@ -74,7 +76,8 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         shared = sum(hash(image.numpy().tobytes()) in trained for image in pairs[0])
         if shared:
             notes.append(f"WARNING   --validate: {shared} of the {len(pairs[0])} held-out images are training images")
-        held_out, texts = [_held_out(*pairs)], [*captions, *pairs[1]]
+        held_out, texts = [_held_out(*pairs[:2])], [*captions, *pairs[1]]
+        listings["validate"] = _listing(*pairs)
     objective = Contrastive(
         clip,
         texts,
@@ -95,6 +98,7 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         update=Update(partial(_learning_rate, peak=config.lr, warmup=config.warmup, steps=config.steps)),
         count=count_images,
         images=len(images),
+        listings=listings,
         batches=lambda taken, steps: _batches(images, captions, config, first=taken // config.batch, steps=steps),
         held_out=held_out,
         notes=notes,
@@ -102,7 +106,8 @@ def prepare(config: Pretrain, processes: Processes, report: Report) -> Trainable
         product=config.out,
         files=(config.out / WEIGHTS_FILE, config.out / CONFIG_FILE),
         product_bytes=2 * sum(parameter.numel() for parameter in clip.parameters()),  # fp16
-        metadata={"pairs": len(images), "model": description},
+        metadata={"model": description},
+        may_change=("pairs",),  # their number, in the records of earlier versions
     )
 
 
@@ -114,6 +119,16 @@ class PairBatch(Batch):
     """The pairs of one step."""
 
     step: int | None = None  # from 0; None: held-out pairs
+
+
+def _listing(images: UInt8[Tensor, "B 3 H W"], captions: list[str], names: list[str]) -> Listing:
+    """The pairs with a checksum of their pixels and caption, which are in memory."""
+    return Listing(
+        lambda: (
+            [name, checksum(image.numpy().data, caption.encode())]
+            for name, image, caption in zip(names, images, captions, strict=True)
+        )
+    )
 
 
 def _batches(

@@ -37,7 +37,7 @@ from foveate.io.files import bad_lines, versions, write_whole
 from foveate.objectives.student import compile_tower
 from foveate.progress import image_bar
 from foveate.train import run as driver
-from foveate.train.batches import count_images, held_out_batches, training_batches
+from foveate.train.batches import count_images, held_out_batches, listings_of, training_batches
 from foveate.train.checks import check_proposals
 from foveate.train.flags import CONV, HELD_OUT, SMALL_CLIP, Proposals
 from foveate.train.heads import require_same_categories
@@ -94,6 +94,7 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
         ),
         count=count_images,
         images=len(source),
+        listings=listings_of(source, data.held_out),
         batches=training_batches(config, source, processes),
         held_out=held_out_batches(config, data.held_out, processes),
         held_out_source=data.held_out,

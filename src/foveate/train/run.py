@@ -12,7 +12,7 @@ Several processes: `torchrun --nproc-per-node 8 -m foveate.cli.main distill ...`
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,16 +37,20 @@ from foveate.engine.distributed import LostProcessError, Processes, joined
 from foveate.engine.fit import Outcome, Saving, Update, fit
 from foveate.engine.guard import Guard
 from foveate.engine.log import Log
-from foveate.engine.plan import Plan, measure_pass, memory_of, trained_bytes
+from foveate.engine.measure import PATIENCE, Cost, measure_pass
+from foveate.engine.plan import Plan, memory_of, require_batch, require_fixed, trained_bytes
 from foveate.engine.product import best_tensors
 from foveate.engine.stop import StoppedError
 from foveate.engine.trackers import choose_sinks, import_tracker
 from foveate.engine.validate import held_out_loss
 from foveate.errors import InputError
 from foveate.io.files import check_writable
+from foveate.io.listing import Listing
 from foveate.io.store import claim_folder, hold_folder
+from foveate.progress import heartbeat
 from foveate.train.batches import Source, held_out_lines
 from foveate.train.flags import RunFlags
+from foveate.train.images import FIELD, accept_images, common_identity
 from foveate.train.report import (
     Report,
     Sharing,
@@ -64,9 +68,10 @@ KEPT_CHECKPOINTS = 2  # the newest
 TIMEOUT = "FOVEATE_TIMEOUT"  # environment variable: seconds without an answer from another process; default: 120
 MAY_CHANGE = (
     *("out", "recipe", "workers", "log_every", "save_every"),
-    *("strict", "track", "dry_run", "compile", "skip_nonfinite", "accept_annotations"),
+    *("strict", "track", "dry_run", "compile", "skip_nonfinite"),
+    *("accept_annotations", "allow_changed_data", FIELD),
 )
-"""Fields that may change between the parts of any run: what is learned is the same."""
+"""Fields that may change between the parts of any run: what is learned is the same. The images have their own check."""
 SHARED = ("batch", "accumulate", "processes")
 """Fields that set how the images of a step are shared; some objectives let these change too."""
 
@@ -81,6 +86,7 @@ class Trainable:
     update: Update  # the driver sets its seed
     count: Callable[[Batch], int]  # items that the loss of a batch is the mean over
     images: int  # of the training data
+    listings: Mapping[str, Listing]  # of the images, by the flag that names them: the run resumes over these alone
     batches: Callable[[int, int], Iterable[Batch]]  # images taken before, steps to come -> this process's batches
     save: Callable[[dict[str, Tensor]], str]  # writes the product of collected tensors; returns the command to use it
     product: Path
@@ -165,18 +171,22 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         InputError: a flag, the data, the weights or the output folder is wrong, or no image could be used.
     """
     report = reporter(processes)
+    if config.dry_run:
+        report("--dry-run: opening data and weights")
     # data and weights, before anything is written; an error of one process is raised in all
     with processes.together():
         if processes.is_first and config.track in ("wandb", "trackio"):
             import_tracker(config.track)
-        trainable = prepare(config, processes, report)
+        with heartbeat(report, "opening data and weights"):
+            trainable = prepare(config, processes, report)
     work = _Run(config, trainable, processes, report)
     if config.dry_run:
         work.print(trainable.lines() if processes.is_first else ())
         work.plan(trainable.batches(0, config.steps), start_step=0)
         report("--dry-run: nothing was trained and nothing was written")
         return Outcome(step=0)
-    record = run_record(config, {**trainable.metadata, "processes": processes.size})
+    images = common_identity(trainable.listings, processes)
+    record = run_record(config, {**trainable.metadata, "processes": processes.size, FIELD: images})
     with ExitStack() as stack:
         # claim and lock the folder until the run ends
         with processes.together():
@@ -187,6 +197,10 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
                 claim_folder(config.out, record, may_change=may_change, writes=names)
                 stack.enter_context(hold_folder(config.out))
         outcome = work.resume()
+        with processes.together():
+            if processes.is_first:
+                allow = config.allow_changed_data
+                work.print(accept_images(config, trainable.listings, step=outcome.step, allow_changed=allow))
         if outcome.step == config.steps and trainable.files and all(path.exists() for path in trainable.files):
             report(f"already finished, after step {outcome.step}; nothing was changed: {trainable.product}")
             return outcome
@@ -260,17 +274,8 @@ class _Run:
     def plan(self, batches: Iterable[Batch], *, start_step: int) -> tuple[Plan, Iterable[Batch]]:
         """Print what the run does and needs; the plan, and the batches, including those that were measured."""
         config, trainable, processes, objective = self.config, self.trainable, self.processes, self.trainable.objective
-        # memory and time of the first batch of each process; the largest count
-        measured, stream = [], iter(batches)
-        if config.dry_run or config.steps - start_step >= MIN_PLANNED_STEPS:
-            with processes.together(), trainable.arithmetic(processes.device):
-                first = list(islice(stream, 1))
-                stream = chain(first, stream)
-                repeat = config.compile or processes.device.type == "cuda"
-                passes = [measure_pass(objective, batch, count=trainable.count, repeat=repeat) for batch in first]
-            measured = [cost for costs in processes.gather(passes) for cost in costs if cost is not None]
-        per_image, seconds = (max(numbers) for numbers in zip(*measured, strict=True)) if measured else (0, None)
-        memory = memory_of(objective, per_image, processes=processes, sharded=trainable.sharded) if measured else None
+        # what is known without computing
+        fixed = memory_of(objective, 0, processes=processes, sharded=trainable.sharded)
         trained = trained_bytes(objective)
         plan = Plan(
             model=trainable.name,
@@ -283,8 +288,8 @@ class _Run:
             batch=config.batch,
             accumulate=trainable.update.accumulate,
             processes=processes.size,
-            memory=memory,
-            seconds=seconds,
+            memory=None,
+            seconds=None,
             writes={
                 str(trainable.product): trainable.bytes,
                 str(self.checkpoints): 3 * KEPT_CHECKPOINTS * trained,
@@ -292,8 +297,36 @@ class _Run:
                 **({str(config.out / "tensorboard"): 0} if config.track == "tensorboard" else {}),
             },
         )
-        self.print(plan.lines())
+        self.print(plan.known_lines(fixed))
+        with processes.together():
+            require_fixed(fixed, model=trainable.name, device=processes.device)
+        # memory and time of the first batch of each process; the largest count
+        stream = iter(batches)
+        if config.dry_run or config.steps - start_step >= MIN_PLANNED_STEPS:
+            with processes.together():
+                first = [*islice(stream, 1)]
+                costs = [self.measure(batch, room=fixed.available - fixed.fixed) for batch in first]
+            stream = chain(first, stream)
+            measured = [cost for costs in processes.gather(costs) for cost in costs if cost is not None]
+            if measured:
+                slowest = max(measured, key=lambda cost: cost.seconds)
+                memory = replace(fixed, per_image=max(cost.per_image for cost in measured))
+                _, seconds, shortcut, is_least = slowest
+                plan = replace(plan, memory=memory, seconds=seconds, shortcut=shortcut, is_least=is_least)
+        self.print(plan.measured_lines())
+        with processes.together():
+            require_batch(plan)
         return plan, stream
+
+    def measure(self, batch: Batch, *, room: int) -> Cost | None:
+        """Memory and time of a pass of a batch, with a line every few seconds; what is too much for a CPU is left."""
+        trainable, compiled, device = self.trainable, self.config.compile, self.processes.device
+        is_cuda = device.type == "cuda"
+        # processes that share their weights must run alike, and the first pass of a compiled one takes its time
+        bounds = {} if is_cuda or compiled or trainable.sharded else {"room": room, "patience": PATIENCE}
+        what = f"measuring a pass of {len(batch.samples)} images on {device}"
+        with heartbeat(self.report, what), trainable.arithmetic(device):
+            return measure_pass(trainable.objective, batch, count=trainable.count, repeat=compiled or is_cuda, **bounds)
 
     def fit(self, outcome: Outcome, *, record: dict[str, Any]) -> Outcome:
         """Plan and train from where the run came to, with its log and its guard."""

@@ -313,7 +313,7 @@ def _save_index(path: Path, index: Index, identity: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ the pairs
 
 
-def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], list[str]]:
+def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], list[str], list[str]]:
     """Read all image-caption pairs of a folder of shards into memory (small sets of small images).
 
     Args:
@@ -321,7 +321,7 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
         side: height and width of the images [pixels]; images of another size are resized.
 
     Returns:
-        The images and their captions, in the order of the sorted shards.
+        The images, their captions and their names SHARD:KEY, in the order of the sorted shards.
 
     Raises:
         InputError: no shard, no pair, an incomplete pair, or an unreadable one; names shard and key.
@@ -332,7 +332,7 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
             f"{folder}: need a folder with *.tar shards of KEY.jpg + KEY.txt; found none. "
             "Make some: foveate world DIR --pairs 60000"
         )
-    images, captions = [], []
+    images, captions, names = [], [], []
     for shard in shards:
         index = index_shard(shard)
         for key, image, text in zip(index.keys, index.images.tolist(), index.texts.tolist(), strict=True):
@@ -342,9 +342,10 @@ def read_pairs(folder: Path, *, side: int) -> tuple[UInt8[Tensor, "B 3 S S"], li
                 raise InputError(f"{name}: need an image and a text; the {missing} is missing. Write the shard again.")
             images.append(_resize(read_image(shard, part=(image[0], image[1]), name=name), side))
             captions.append(_read_text(shard, text[0], text[1], name))
+            names.append(f"{shard.name}:{key}")
     if not images:
         raise InputError(f"{folder}: need pairs of KEY.jpg + KEY.txt in its shards; got none in {len(shards)}.")
-    return torch.stack(images), captions  # (B, 3, S, S)
+    return torch.stack(images), captions, names  # (B, 3, S, S)
 
 
 def _resize(image: Tensor, side: int) -> Tensor:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from foveate.errors import InputError
+from foveate.io.listing import Listing
 from foveate.io.store import NOTES, Part, claim_parts, find_manifest, find_parts, write_part
 from foveate.types import BadSample
 
@@ -54,22 +55,24 @@ class CandidateWriter:
     `done` is the number of images already written. Add the remaining images in order, then `close`.
     """
 
-    def __init__(self, folder: Path, *, ids: Sequence[str], made_by: dict[str, str]) -> None:
+    def __init__(self, folder: Path, *, images: Listing, made_by: dict[str, str]) -> None:
         """Claim a folder, which is created if missing.
 
         Args:
-            ids: of all images, in order.
+            images: all of them, in order; their names are the ids.
             made_by: everything the candidates depend on, such as the detector's digest and the input size.
 
         Raises:
             InputError: the folder holds the candidates of another detector or of other images, or other files.
         """
+        ids = [str(name) for name, *_ in images.make()]
         if len(set(ids)) < len(ids):
             raise InputError(f"{folder}: need every image once; {len(ids) - len(set(ids))} of the list are repeated.")
-        self.folder, self.ids = folder, list(ids)
+        self.folder, self.ids = folder, ids
         self._notes: list[dict[str, Any]] = []
         self._rows: dict[str, list[Tensor]] = {}
-        parts = claim_parts(folder, {**made_by, "images": len(ids), "ids": _digest(ids)}, owner=OWNER)
+        identity = {**made_by, "images": len(ids), "ids": _digest(ids), "files": images.identity["sha256"]}
+        parts = claim_parts(folder, identity, owner=OWNER, listing=images)
         self.done = self._count_done(parts)
 
     def add(self, candidates: Candidates) -> None:
