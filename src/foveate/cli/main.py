@@ -1,6 +1,7 @@
 """The command line: finds the command in the table, reads its flags off its dataclass (tyro), and runs its procedure.
 
-A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
+A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback; for
+signals, and for memory that runs out, see `engine.stop`.
 """
 
 import sys
@@ -12,6 +13,7 @@ from tyro.conf import OmitArgPrefixes
 
 from foveate.cli.commands import COMMANDS, commands_under, find_command, help_lines
 from foveate.cli.help import help_text
+from foveate.engine.stop import ended_in_order
 from foveate.errors import InputError
 from foveate.io.files import versions
 
@@ -27,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         config = parse(typed)
-        find_command(typed)[0].load_procedure()(config)
+        with ended_in_order(config):
+            find_command(typed)[0].load_procedure()(config)
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         print(f"foveate: {error}", file=sys.stderr)
         raise SystemExit(2) from None

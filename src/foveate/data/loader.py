@@ -11,9 +11,16 @@ replaced.
 
 import hashlib
 import itertools
+import multiprocessing
+import re
+import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -29,7 +36,8 @@ from foveate.data.panoptic import panoptic_segments
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.regions import corner_box, note_boxless, sample_proposals
 from foveate.data.semantic import SemanticData, read_image_and_labels
-from foveate.errors import InputError
+from foveate.errors import ExhaustedError, InputError, ran_out_of_memory
+from foveate.io.memory import free_memory
 from foveate.ops.grid import grid_pairs, sample_grid
 from foveate.types import BadSample, Batch, LabelMap, Sample, Segments
 
@@ -328,8 +336,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         count, unreadable = 0, 0
-        for packed in self.loader:
-            batch = packed.unpack()
+        for batch in self.all():
             if batch.bad and self.strict:
                 first = batch.bad[0]
                 raise InputError(f"image {first.id}: {first.reason} (strict: the first unreadable image ends the run)")
@@ -342,8 +349,91 @@ class BatchLoader:
                 )
             yield batch
 
+    def all(self) -> Iterator[Batch]:
+        """The batches without a limit on unreadable images.
+
+        Raises:
+            ExhaustedError: a worker died, or memory ran out while images were decoded.
+        """
+        others, free = {*multiprocessing.active_children()}, free_memory()
+        stream = iter(self.loader)  # starts the workers
+        workers = sorted({*multiprocessing.active_children()} - others, key=lambda worker: worker.pid or 0)
+        while True:
+            try:
+                with _awaiting(workers):
+                    packed = next(stream, None)
+            except (MemoryError, RuntimeError, OSError, EOFError) as error:
+                reason = _why_lost(error, workers)
+                if reason is None:
+                    raise
+                known = "" if free is None else f"; at the batch before, {free / 1e9:.1f} GB of memory were available"
+                raise ExhaustedError(f"{self.name}: {reason}{known}") from error
+            if packed is None:
+                return
+            free = free_memory()
+            yield packed.unpack()
+
     def __len__(self) -> int:
         return len(self.loader)
+
+
+# ---------------------------------------------------------------------------------------------------------- the workers
+
+
+class _HeldBack:
+    """Torch's handler of SIGCHLD, called only while a batch is awaited.
+
+    It raises an error where a worker has died. Anywhere else that would be half-way through an optimizer's step or a
+    checkpoint.
+    """
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self.handler, self.is_awaiting = handler, False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.is_awaiting:
+            self.handler(number, frame)
+
+
+@contextmanager
+def _awaiting(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """Raise an error in this block where a worker dies, or died since the last one."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not workers or not is_main or not callable(handler):  # torch has set no handler
+        yield
+        return
+    if not isinstance(handler, _HeldBack):
+        handler = _HeldBack(handler)
+        signal.signal(signal.SIGCHLD, handler)
+    handler.is_awaiting = True
+    try:
+        handler(signal.SIGCHLD, None)
+        yield
+    finally:
+        handler.is_awaiting = False
+
+
+def _why_lost(error: BaseException, workers: Sequence[BaseProcess]) -> str | None:
+    """Which process decodes no more, and why; None: the error has another reason."""
+    dead = next((worker for worker in workers if worker.exitcode is not None), None)
+    if dead is not None and dead.exitcode is not None:
+        which = f"one of the {len(workers)} processes that decode images (--workers, pid {dead.pid})"
+        if dead.exitcode >= 0:
+            return f"{which} ended by itself with status {dead.exitcode}"
+        name = signal.Signals(-dead.exitcode).name
+        reasons = {
+            "SIGKILL": ", as the system does where memory runs out",
+            "SIGBUS": f", as where /dev/shm is full ({shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB are free now)",
+        }
+        return f"{which} was killed by {name}{reasons.get(name, ', a crash of a library that it uses')}"
+    if not ran_out_of_memory(error):
+        return None
+    number = re.search(r"DataLoader worker process (\d+)", str(error))
+    if number is None:
+        return "memory ran out in this process, which decodes images"
+    pid = f", pid {workers[int(number[1])].pid}" if int(number[1]) < len(workers) else ""
+    return f"memory ran out in one of the {len(workers)} processes that decode images (--workers{pid})"
 
 
 def ignore_signals(worker: int) -> None:

@@ -3,12 +3,14 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from foveate.data.batches import Batches, Loading
 from foveate.data.datasets.folder import read_folder
 from foveate.data.records import Dataset, Record
+from foveate.engine.stop import keeping
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
 
@@ -62,6 +64,11 @@ def file_stems(ids: Sequence[str]) -> dict[str, str]:
     if len(set(stems)) < len(stems):
         stems = [f"{number:06d}" for number in range(1, len(ids) + 1)]
     return dict(zip(ids, stems, strict=True))
+
+
+def keeping_files(out: Path) -> AbstractContextManager[None]:
+    """The block that writes a file per image into the folder `out`, for who ends it early."""
+    return keeping(lambda: f"the files that were written to {out} are whole", verb="start again")
 
 
 def write_record(

@@ -12,7 +12,7 @@ from foveate.heads.panoptic.product import read_about
 from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.io.files import check_target, write_whole
 from foveate.predict.flags import Segment
-from foveate.predict.images import file_stems, open_images, write_record
+from foveate.predict.images import file_stems, keeping_files, open_images, write_record
 from foveate.predict.masks import named_shares, open_segmenter, report
 from foveate.predict.segmenters import (
     Segmenter,
@@ -52,10 +52,12 @@ def run(config: Segment) -> Path:
             overlap=0.8 if config.overlap is None else config.overlap,
             device=config.device,
         )
-        content = write_panoptic_maps(segmenter, feed, config.out, names=vocabulary.names, is_thing=is_thing)
+        with keeping_files(config.out):
+            content = write_panoptic_maps(segmenter, feed, config.out, names=vocabulary.names, is_thing=is_thing)
     else:
         pixels = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
-        content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
+        with keeping_files(config.out):
+            content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
     write_record(path, {"model": config.model}, content, feed, indent=1)
     print(f"{feed.count} images, {len(vocabulary.classes)} classes requested; see {config.out}")
     return path
