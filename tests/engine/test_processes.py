@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from foveate.data.loader import epoch_order
 from foveate.engine.checkpoint import list_complete, load_checkpoint
 from foveate.engine.distributed import Processes
+from foveate.engine.stop import resume_command
 from foveate.train.batches import training_batches
 from foveate.train.distill import open_images
 from foveate.train.flags import DistillConfig
-from foveate.train.report import Sharing, resume_command, sharing_lines
+from foveate.train.report import Sharing, sharing_lines
 
 
 def lines(out: Path) -> list[dict]:

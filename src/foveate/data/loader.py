@@ -16,10 +16,14 @@ import re
 import shutil
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from traceback import clear_frames
 from types import FrameType
 from typing import Any, Literal
 
@@ -358,7 +362,10 @@ class BatchLoader:
         others, free = {*multiprocessing.active_children()}, free_memory()
         stream = iter(self.loader)  # starts the workers
         workers = sorted({*multiprocessing.active_children()} - others, key=lambda worker: worker.pid or 0)
+        # they ignore SIGTERM, so one that is left when this process exits would be waited for without end
+        weakref.finalize(stream, _kill, workers)
         while True:
+            reason = packed = None
             try:
                 with _awaiting(workers):
                     packed = next(stream, None)
@@ -366,8 +373,11 @@ class BatchLoader:
                 reason = _why_lost(error, workers)
                 if reason is None:
                     raise
-                known = "" if free is None else f"; at the batch before, {free / 1e9:.1f} GB of memory were available"
-                raise ExhaustedError(f"{self.name}: {reason}{known}") from error
+                clear_frames(error.__traceback__)
+            if reason is not None:  # outside of `except`: nothing holds the stream now, and its workers end
+                del stream
+                known = "" if free is None else f"; {free / 1e9:.1f} GB of memory were available at the batch before"
+                raise ExhaustedError(f"{self.name}: {reason}{known}")
             if packed is None:
                 return
             free = free_memory()
@@ -414,26 +424,44 @@ def _awaiting(workers: Sequence[BaseProcess]) -> Iterator[None]:
         handler.is_awaiting = False
 
 
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """End the workers that have not ended yet."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
 def _why_lost(error: BaseException, workers: Sequence[BaseProcess]) -> str | None:
     """Which process decodes no more, and why; None: the error has another reason."""
-    dead = next((worker for worker in workers if worker.exitcode is not None), None)
-    if dead is not None and dead.exitcode is not None:
-        which = f"one of the {len(workers)} processes that decode images (--workers, pid {dead.pid})"
-        if dead.exitcode >= 0:
-            return f"{which} ended by itself with status {dead.exitcode}"
-        name = signal.Signals(-dead.exitcode).name
-        reasons = {
-            "SIGKILL": ", as the system does where memory runs out",
-            "SIGBUS": f", as where /dev/shm is full ({shutil.disk_usage('/dev/shm').free / 1e9:.1f} GB are free now)",
-        }
-        return f"{which} was killed by {name}{reasons.get(name, ', a crash of a library that it uses')}"
+    if isinstance(error, EOFError | ConnectionError):  # while it sent a batch; its end is known a little later
+        ended = connection.wait([worker.sentinel for worker in workers], timeout=5)
+        for worker in workers:
+            worker.join(5 if worker.sentinel in ended else 0)
+    one = f"one of the {len(workers)} worker processes that decode images"
+    for worker in workers:
+        if worker.exitcode is not None:
+            return f"{one} (pid {worker.pid}) {_how_ended(worker.exitcode)}"
     if not ran_out_of_memory(error):
         return None
     number = re.search(r"DataLoader worker process (\d+)", str(error))
     if number is None:
         return "memory ran out in this process, which decodes images"
-    pid = f", pid {workers[int(number[1])].pid}" if int(number[1]) < len(workers) else ""
-    return f"memory ran out in one of the {len(workers)} processes that decode images (--workers{pid})"
+    pid = f" (pid {workers[int(number[1])].pid})" if int(number[1]) < len(workers) else ""
+    return f"memory ran out in {one}{pid}"
+
+
+def _how_ended(exitcode: int) -> str:
+    """How a process ended that should not have, and what is known of the reason."""
+    match -exitcode:
+        case signal.SIGKILL:
+            return "was killed by SIGKILL, as the system does where memory runs out"
+        case signal.SIGBUS if Path("/dev/shm").is_dir():
+            free = shutil.disk_usage("/dev/shm").free
+            return f"was killed by SIGBUS, as where /dev/shm is full ({free / 1e9:.1f} GB are free now)"
+        case number if number > 0:
+            return f"was killed by {signal.Signals(number).name}, a crash of a library that it uses"
+        case _:
+            return f"ended by itself with status {exitcode}"
 
 
 def ignore_signals(worker: int) -> None:
