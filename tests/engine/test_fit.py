@@ -373,8 +373,8 @@ def die(way: str) -> None:
 
 
 DEAD = {
-    "SIGKILL": r"one of the 2 worker processes that decode images \(pid \d+\) was killed by SIGKILL, as the system does "
-    r"where memory runs out; \d+\.\d GB of memory were available at the batch before",
+    "SIGKILL": r"one of the 2 worker processes that decode images \(pid \d+\) was killed by SIGKILL, as the system "
+    r"does where memory runs out; \d+\.\d GB of memory were available at the batch before",
     "MemoryError": r"memory ran out in one of the 2 worker processes that decode images \(pid \d+\)",
 }
 

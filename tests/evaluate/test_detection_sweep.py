@@ -2,8 +2,8 @@
 
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from foveate.evaluate.detection import evaluate_detection
 from foveate.evaluate.detection_sweep import find_candidates, proposal_recall, sweep
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
+from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.fusion import Fusion, detect
 from foveate.types import Category
 
@@ -104,7 +105,7 @@ def test_candidates_of_a_stopped_pass_are_kept(tmp_path):
             signal.raise_signal(signal.SIGTERM)
         return [make(sample.id, torch.Generator().manual_seed(ord(sample.id))) for sample in samples]
 
-    detector: Any = SimpleNamespace(candidates=candidates)
+    detector: Any = MagicMock(spec=FViT, candidates=candidates)
     settings: Any = {"made_by": {}, "loading": Loading(batch=2)}
     with pytest.raises(StoppedError):
         find_candidates(detector, data, tmp_path / "c", **settings)

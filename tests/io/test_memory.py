@@ -15,7 +15,7 @@ def test_the_nearest_limit_counts(tmp_path, monkeypatch, limit, free):
     group = tmp_path / "jobs/7"
     group.mkdir(parents=True)
     if limit is not None:
-        for name, text in {"max": limit, "current": "2000", "stat": "anon 9\ninactive_file 500\n"}.items():
+        for name, text in {"max": limit, "current": "2000", "stat": "anon 9\ninactive_file 500"}.items():
             (group / f"memory.{name}").write_text(text + "\n")
     monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "GROUP", tmp_path / "cgroup")

@@ -394,7 +394,7 @@ def test_what_is_done_when_a_command_ends_early_is_kept(config, images, tmp_path
     kept = 2 if number is None else 4  # the batch under way is finished where a signal arrives
     said = capsys.readouterr().err
     assert f"; the features of {kept} of 6 images are in {config.out}.parts. To resume, run:\n  foveate embed" in said
-    what = "memory ran out (MemoryError). Lower --batch (2)" if number is None else "stopped by SIGTERM"
+    what = "memory ran out (MemoryError). Lower --batch (2) or --size" if number is None else "stopped by SIGTERM"
     assert f"foveate: {what};" in said and "Traceback" not in said
     main(typed)
     assert f"{kept} are done already" in capsys.readouterr().out and config.out.read_bytes() == whole

@@ -67,9 +67,7 @@ def run(config: Embed) -> Path:
     if config.strict and (bad := [note for part in parts for note in part.notes["bad"]]):
         raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict stops at the first)")
     began = time.perf_counter()
-    with keeping(
-        lambda: f"{sum(part.stop - part.start for part in find_parts(folder))} of {count} images are in {folder}"
-    ):
+    with keeping(lambda: _kept_line(folder, count)):
         parts += make_parts(
             _compute(config, clip, size),
             dataset,
