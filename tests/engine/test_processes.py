@@ -89,6 +89,19 @@ def test_a_lost_process_ends_the_others_with_the_reason_and_how_to_resume(two, t
         assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
+def test_the_process_whose_memory_runs_out_saves_the_steps_done(two, tmp_path):
+    statuses, output = two(port=29526, timeout=20, second={"starve": 4})
+    assert statuses == [1, 1], output
+    assert "foveate: memory ran out (OutOfMemoryError: CUDA out of memory)" in output[1], output[1]
+    assert "the last checkpoint is of step 3" in output[1] and "Traceback" not in output[1], output[1]
+    assert "step 4: another process of this run died" in output[0] and "Traceback" not in output[0], output[0]
+    statuses, output = two(port=29536)
+    assert statuses == [0, 0] and "resuming from step 3 of 4" in output[0], output[0]
+    # the first process, which logs, was lost before it had the numbers of step 3
+    assert list(losses(tmp_path / "two")) == [1, 2, 4]
+
+
 def test_a_run_of_two_processes_is_resumed_by_one_that_accumulates(distill, two, tmp_path):
     """2 processes x 2 images, stopped; then 1 x 2 images x 2 batches: the same 4 images a step."""
     assert distill("--batch", 4, out="one")[0] == 0
