@@ -3,10 +3,11 @@
 Started once; reads one JSON request a line and answers with one line:
 
     {"module": NAME or "script": PATH, "arguments": [...], "environment": {...}, "output": PATH, "kill": [SIGNAL, N],
-     "largest_file": BYTES}
+     "largest_file": BYTES, "starve": N}
                     forks a process that runs it as `python -m` would; answers its process id. With "kill" the process
                     sends its whole group the signal when it is about to take its N-th optimizer step; signal 0: it
-                    leaves with status 0. With "largest_file" no file of it grows beyond, as on a full disk.
+                    leaves with status 0. With "largest_file" no file of it grows beyond, as on a full disk. With
+                    "starve" it finds no memory in its N-th step, once the gradient is computed.
     {"wait": PID}   answers the exit status as a shell would say it, minus the signal's number where one killed it.
 """
 
@@ -48,6 +49,20 @@ def kill_at(number: int, count: int) -> None:
     fit_module.take_step = watched
 
 
+def starve_at(count: int) -> None:
+    """Let a GPU's memory run out in the `count`-th step, before the processes compare their gradients."""
+    gradient_norm, calls = fit_module.gradient_norm, 0
+
+    def starved(trained):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient_norm(trained)
+
+    fit_module.gradient_norm = starved
+
+
 def run_child(request: dict) -> int:
     """Be the requested process; its exit status."""
     os.setsid()  # a process group of its own, as under a shell
@@ -61,6 +76,8 @@ def run_child(request: dict) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], request["largest_file"]))
     if "kill" in request:
         kill_at(*request["kill"])
+    if "starve" in request:
+        starve_at(request["starve"])
     sys.argv = ["foveate", *request["arguments"]]
     try:
         if "module" in request:

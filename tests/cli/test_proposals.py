@@ -122,8 +122,10 @@ def test_a_signal_while_boxes_are_made_is_told_and_the_files_stay_whole(world, m
         with pytest.raises(SystemExit) as done:
             main(command)
     said = capsys.readouterr().err
-    assert done.value.code == 143 and "Stopped after 2 of 4 images of instances_train2017; the trained" in said
-    assert "To resume, run:\n  foveate proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert done.value.code == 143 and "foveate: stopped by SIGTERM; the trained network is saved" in said
+    assert (
+        ". To resume, run:\n  foveate proposals --data" in said and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
     assert (made / "proposals_train.json").read_bytes() == before
 
 

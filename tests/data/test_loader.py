@@ -3,8 +3,11 @@
 import itertools
 import json
 import os
+import signal
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from foveate.data.loader import (
     EvaluationSource,
     ImageSource,
     OnceSampler,
+    _why_lost,
     derive_seed,
     epoch_order,
     make_loader,
@@ -380,3 +384,19 @@ def test_every_real_coco_image_is_readable():
         assert not [item for item in map(source.__getitem__, range(len(source))) if isinstance(item, BadSample)]
         images = ImageSource(open_data(root, split=split), regions="boxes")
         assert not [bad for i in range(len(images)) if isinstance(bad := images[(0, i)], BadSample)]
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "said"),
+    [
+        (-signal.SIGBUS, "(pid 7) was killed by SIGBUS, as where /dev/shm is full ("),
+        (-signal.SIGSEGV, "(pid 7) was killed by SIGSEGV, a crash of a library that it uses"),
+        (3, "(pid 7) ended by itself with status 3"),
+        (None, None),  # all are alive: the error is another one
+    ],
+)
+def test_how_a_worker_died(exitcode, said):
+    workers: list[Any] = [SimpleNamespace(pid=pid, exitcode=code) for pid, code in ((6, None), (7, exitcode))]
+    reason = _why_lost(RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), workers)
+    assert (reason is None) if said is None else (reason is not None and said in reason)
+    assert _why_lost(MemoryError(), []) == "memory ran out in this process, which decodes images"

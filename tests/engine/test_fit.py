@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +19,7 @@ from foveate.engine.distributed import Processes, choose_device, joined
 from foveate.engine.fit import Outcome, Saving, Update, fit
 from foveate.engine.log import Log
 from foveate.engine.optim import build_optimizer, take_step
-from foveate.engine.stop import signals_caught
-from foveate.errors import InputError
+from foveate.errors import ExhaustedError, InputError
 from foveate.types import BadSample, Batch, Sample
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
@@ -77,13 +78,14 @@ def count(batch: Batch) -> int:
 
 def train(
     folder: Path,
-    batches: list[Batch],
+    batches: Any,  # a list of batches, or a loader
     *,
     steps: int = 6,
     module: Line | None = None,
     save_every: int = 100,
     keep: int = 10,
     clip: float | None = None,
+    accumulate: int = 1,
 ) -> tuple:
     """Train from wherever the folder's checkpoints say; the module, its optimizer and the outcome."""
     folder.mkdir(exist_ok=True)
@@ -97,10 +99,10 @@ def train(
     with Log(folder / "metrics.jsonl", steps=steps, start_step=start, every=1) as log:
         outcome = fit(
             module,
-            batches[start:] if start else batches,
+            batches[start * accumulate :] if start else batches,
             optimizer,
             count=count,
-            update=Update(lambda step: 0.01 / (step + 1), clip=clip),
+            update=Update(lambda step: 0.01 / (step + 1), clip=clip, accumulate=accumulate),
             steps=steps,
             saving=Saving(folder, save_every, keep),
             processes=ALONE,
@@ -204,13 +206,6 @@ def test_decoding_processes_ignore_the_signals_that_stop_a_run(image_folder):
     assert all(ignored >> (number - 1) & 1 for number in (signal.SIGTERM, signal.SIGINT))
 
 
-def test_a_second_signal_has_its_usual_effect():
-    with pytest.raises(KeyboardInterrupt), signals_caught() as caught:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert caught == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("module", [Line(), Cliff()])
 def test_a_step_that_is_not_finite_stops_before_the_parameters_change(tmp_path, module):
     batches = [batch_of(step) for step in range(4)]
@@ -298,3 +293,125 @@ def test_a_step_that_is_not_finite_changes_no_running_statistics(tmp_path, bad_s
     expected = collect(whole, optimizer)
     assert "buffer/norm.running_mean" in expected
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in expected.items())
+
+
+# ------------------------------------------------------------------------------------------------ memory that runs out
+
+
+class Starved(Normed):
+    """Finds no memory at one of its calls."""
+
+    def __init__(self, error: Exception, *, at: int) -> None:
+        super().__init__()
+        self.error, self.left = error, at
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        loss = super().forward(batch)  # which changes the running statistics
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return loss
+
+
+def assert_saved(folder: Path, *, step: int, batches: list[Batch], kind: type[Line], accumulate: int = 1) -> None:
+    """The checkpoint is that of a run that ended after `step` steps."""
+    saved = load_latest(folder)
+    assert saved is not None and saved.step == step and saved.facts["position"] == step * accumulate
+    whole, optimizer, _ = train(folder / "whole", batches, steps=step, module=kind(), accumulate=accumulate)
+    expected = collect(whole, optimizer)
+    assert ("buffer/norm.running_mean" in expected) == (kind == Normed) and expected.keys() == saved.tensors.keys()
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in expected.items())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*range(1, step + 1)]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_the_steps_before_memory_runs_out_are_saved(tmp_path, error):
+    """In the second of the two batches of step 3: what the first one added to the gradient is discarded."""
+    batches = [batch_of(step) for step in range(8)]
+    with pytest.raises(type(error)):
+        train(tmp_path, batches, steps=4, module=Starved(error, at=6), accumulate=2)
+    assert_saved(tmp_path, step=2, batches=batches, kind=Normed, accumulate=2)
+    # and it resumes to the end
+    parts, parts_optimizer, _ = train(tmp_path, batches, steps=4, module=Normed(), accumulate=2)
+    whole, whole_optimizer, _ = train(tmp_path / "other", batches, steps=4, module=Normed(), accumulate=2)
+    ours, theirs = collect(parts, parts_optimizer), collect(whole, whole_optimizer)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_step_half_taken_when_memory_runs_out_is_not_saved(tmp_path, monkeypatch):
+    def half_taken(optimizer, **settings):
+        take_step(optimizer, **settings)
+        if int(optimizer.state[optimizer.param_groups[0]["params"][0]]["step"]) == 4:
+            raise MemoryError
+
+    monkeypatch.setattr("foveate.engine.fit.take_step", half_taken)
+    with pytest.raises(MemoryError):
+        train(tmp_path, [batch_of(step) for step in range(6)], save_every=2)
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000002"]
+
+
+def test_a_checkpoint_that_finds_no_memory_leaves_the_one_before(tmp_path, monkeypatch):
+    def save_file(tensors, path):
+        path.write_bytes(b"half")
+        raise MemoryError
+
+    train(tmp_path, [batch_of(step) for step in range(2)], steps=2)
+    monkeypatch.setattr("foveate.engine.checkpoint.save_file", save_file)
+    with pytest.raises(MemoryError):
+        train(tmp_path, [batch_of(step) for step in range(6)], module=Line())
+    saved = load_latest(tmp_path, report=pytest.fail)
+    assert saved is not None and saved.step == 2
+    assert [path.name for path in list_complete(tmp_path)] == ["step_00000002"]
+
+
+def die(way: str) -> None:
+    """End a worker, as what ends it would."""
+    if way == "MemoryError":
+        raise MemoryError
+    os.kill(os.getpid(), getattr(signal, way))
+
+
+DEAD = {
+    "SIGKILL": r"one of the 2 worker processes that decode images \(pid \d+\) was killed by SIGKILL, as the system "
+    r"does where memory runs out; \d+\.\d GB of memory were available at the batch before",
+    "MemoryError": r"memory ran out in one of the 2 worker processes that decode images \(pid \d+\)",
+}
+
+
+@pytest.mark.parametrize("way", DEAD)
+def test_a_dead_worker_is_named_and_the_steps_before_are_saved(tmp_path, monkeypatch, image_folder, way):
+    source = ImageSource(open_data(image_folder, split="train"))
+    draw = ImageSource.__getitem__
+    monkeypatch.setattr(ImageSource, "__getitem__", lambda self, key: die(way) if key == (0, 9) else draw(self, key))
+    order = [[(0, index)] for index in (1, 3, 5, 7, 9, 0, 2)]  # it dies at the fifth
+    before = {*multiprocessing.active_children()}
+    with pytest.raises(ExhaustedError, match=DEAD[way]):
+        train(tmp_path, make_loader(source, order, workers=2))
+    monkeypatch.undo()
+    step = len(Path(tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert step == 4 if way == "MemoryError" else step <= 4  # a death is known before the batches in the queue are used
+    batches = [*make_loader(source, order[:step], workers=0)]
+    if step:
+        assert_saved(tmp_path, step=step, batches=batches, kind=Line)
+    assert {*multiprocessing.active_children()} <= before
+
+
+def test_memory_that_runs_out_without_workers_is_no_bad_image(monkeypatch, image_folder):
+    monkeypatch.setattr("foveate.data.images._check_header", lambda *_: die("MemoryError"))
+    source = ImageSource(open_data(image_folder, split="train"))
+    with pytest.raises(ExhaustedError, match="memory ran out in this process, which decodes images"):
+        next(iter(make_loader(source, [[(0, 0)]], workers=0)))
+
+
+def test_a_worker_that_dies_while_a_step_is_taken_does_not_break_into_it(image_folder):
+    source = ImageSource(open_data(image_folder, split="train"))
+    batches = iter(make_loader(source, BatchSampler(10, batch=1, seed=0, batches=50), workers=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    multiprocessing.connection.wait([worker.sentinel])
+    for _ in range(1000):  # a signal's handler runs between two instructions
+        pass
+    with pytest.raises(ExhaustedError, match=f"pid {worker.pid}"):
+        next(batches)

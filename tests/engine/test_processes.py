@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from foveate.data.loader import epoch_order
 from foveate.engine.checkpoint import list_complete, load_checkpoint
 from foveate.engine.distributed import Processes
+from foveate.engine.stop import resume_command
 from foveate.train.batches import training_batches
 from foveate.train.distill import open_images
 from foveate.train.flags import DistillConfig
-from foveate.train.report import Sharing, resume_command, sharing_lines
+from foveate.train.report import Sharing, sharing_lines
 
 
 def lines(out: Path) -> list[dict]:
@@ -86,6 +87,19 @@ def test_a_lost_process_ends_the_others_with_the_reason_and_how_to_resume(two, t
     if number == signal.SIGKILL:
         assert two(port=port + 10)[0] == [0, 0]
         assert list(losses(tmp_path / "two")) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_the_process_whose_memory_runs_out_saves_the_steps_done(two, tmp_path):
+    statuses, output = two(port=29526, timeout=20, second={"starve": 4})
+    assert statuses == [1, 1], output
+    assert "foveate: memory ran out (OutOfMemoryError: CUDA out of memory)" in output[1], output[1]
+    assert "the last checkpoint is of step 3" in output[1] and "Traceback" not in output[1], output[1]
+    assert "step 4: another process of this run died" in output[0] and "Traceback" not in output[0], output[0]
+    statuses, output = two(port=29536)
+    assert statuses == [0, 0] and "resuming from step 3 of 4" in output[0], output[0]
+    # the first process, which logs, was lost before it had the numbers of step 3
+    assert list(losses(tmp_path / "two")) == [1, 2, 4]
 
 
 def test_a_run_of_two_processes_is_resumed_by_one_that_accumulates(distill, two, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,3 +142,15 @@ def test_ignored_boxes_of_several_data_sets_are_summed(coco, capsys):
     result = finish({"bad": []}, Table(), Regions(data=coco, model="m"), datasets=[one, two], started=0.0)
     assert result["dropped"] == {"box is small": {"count": 5, "first": "a"}}
     assert "3 ignored: box is small; the first: b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "status", "name"), [(15, 143, "SIGTERM"), (2, 130, "Ctrl-C")])
+def test_a_stopped_evaluation_says_that_it_starts_again(model, coco, monkeypatch, capsys, number, status, name):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the shell set
+    monkeypatch.setattr(Clip, "encode_dense", lambda *_, **__: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as done:
+        main(f"evaluate regions --data {coco} --model {model} --size 32 --workers 1".split())
+    signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert done.value.code == status and "Traceback" not in said
+    assert f"foveate: stopped by {name}; nothing is kept. To start again, run:\n  foveate " in said

@@ -1,17 +1,23 @@
 """Sweeps of fusions against single evaluations, and the recall of proposals by size."""
 
+import signal
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from PIL import Image
 
+from foveate.data.batches import Loading
 from foveate.data.records import Dataset, Record
 from foveate.data.splits import BaseNovel
-from foveate.errors import InputError
+from foveate.errors import InputError, StoppedError
 from foveate.evaluate.detection import evaluate_detection
-from foveate.evaluate.detection_sweep import proposal_recall, sweep
+from foveate.evaluate.detection_sweep import find_candidates, proposal_recall, sweep
 from foveate.evaluate.ground_truth import open_ground_truth
 from foveate.heads.fvit.candidates import Candidates, CandidateStore, CandidateWriter
+from foveate.heads.fvit.detector import FViT
 from foveate.heads.fvit.fusion import Fusion, detect
 from foveate.io.listing import Listing
 from foveate.types import Category
@@ -84,3 +90,28 @@ def test_recall_of_proposals_by_size():
     assert result["all"]["all"]["objects"] == 3
     assert result["novel"]["all"]["recall50"] == 50.0
     assert set(proposal_recall([candidates], data, split=None)) == {"all"}
+
+
+def test_candidates_of_a_stopped_pass_are_kept(tmp_path):
+    """Two images a batch, stopped in the second batch: the third batch is what is left."""
+    records = []
+    for key in "abcdef":
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{key}.png")
+        records.append(Record(key, tmp_path / f"{key}.png"))
+    data, found = Dataset("toy", (), tuple(records), {}), list[str]()
+
+    def candidates(samples):
+        found.extend(sample.id for sample in samples)
+        if found[-1] == "d":
+            signal.raise_signal(signal.SIGTERM)
+        return [make(sample.id, torch.Generator().manual_seed(ord(sample.id))) for sample in samples]
+
+    detector: Any = MagicMock(spec=FViT, candidates=candidates)
+    settings: Any = {"made_by": {}, "loading": Loading(batch=2)}
+    with pytest.raises(StoppedError):
+        find_candidates(detector, data, tmp_path / "c", **settings)
+    found.clear()
+    store = find_candidates(detector, data, tmp_path / "c", **settings)
+    assert found == ["e", "f"] and store.ids == list("abcdef")
+    for one in store:
+        assert torch.equal(one.proposals, make(one.id, torch.Generator().manual_seed(ord(one.id))).proposals)

@@ -23,7 +23,7 @@ from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.errors import InputError
 from foveate.io.outputs import has_mark
-from foveate.predict import features
+from foveate.predict import features, segment
 from foveate.predict.embed import _digest_description, run
 from foveate.predict.flags import Embed
 
@@ -206,7 +206,7 @@ def test_the_bytes_are_independent_of_parts_and_workers(config, images, tmp_path
 
 KILLED = """
 import os, signal, sys
-from foveate.predict import features
+from foveate.predict import features, segment
 from foveate.cli.main import main
 features.PART_SECONDS = 0.0
 write = features.write_part
@@ -394,3 +394,46 @@ def test_ignored_files_and_odd_images_are_reported_and_listed(config, tmp_path, 
     assert capsys.readouterr().err.splitlines()[-2:] == lines
     notes = notes_of(config)
     assert notes["ignored"] == lines and notes["images"][0]["remark"] == "image of one colour"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_what_is_done_when_a_command_ends_early_is_kept(config, images, tmp_path, monkeypatch, capsys, number):
+    """A signal, or memory that runs out, in the second batch of three."""
+    whole = run(replace(config, out=tmp_path / "whole.safetensors", batch=2)).read_bytes()
+    typed = ["embed", str(images), "--out", str(config.out), "--batch", "2", "--workers", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["foveate", *typed])
+    compute, calls = features.image_features, list[int]()
+
+    def ended(clip, samples):
+        calls.append(1)
+        if len(calls) == 2 and number is None:
+            raise MemoryError
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(clip, samples)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as done:
+        patch.setattr("foveate.predict.embed.image_features", ended)
+        main(typed)
+    assert done.value.code == (1 if number is None else 143)
+    kept = 2 if number is None else 4  # the batch under way is finished where a signal arrives
+    said = capsys.readouterr().err
+    assert f"; the features of {kept} of 6 images are in {config.out}.parts. To resume, run:\n  foveate embed" in said
+    what = "memory ran out (MemoryError). Lower --batch (2) or --size" if number is None else "stopped by SIGTERM"
+    assert f"foveate: {what};" in said and "Traceback" not in said
+    main(typed)
+    assert f"{kept} are done already" in capsys.readouterr().out and config.out.read_bytes() == whole
+
+
+def test_segment_stopped_leaves_whole_files_and_starts_again(images, tmp_path, monkeypatch, capsys):
+    words = ["segment", str(images), "--model", "foveate-small", "--vocab", "a, b", "--out", str(tmp_path / "s")]
+    write = segment.write_label_map
+    monkeypatch.setattr(segment, "write_label_map", lambda *a, **k: (write(*a, **k), signal.raise_signal(15)))
+    with pytest.raises(SystemExit) as done:
+        main([*words, "--size", "64", "--workers", "0", "--device", "cpu"])
+    said = capsys.readouterr().err
+    assert done.value.code == 143 and "Traceback" not in said
+    assert (
+        f"stopped by SIGTERM; the files that were written to {tmp_path / 's'} are whole. To start again, run:" in said
+    )
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["000001.jpg", "000001.png"]

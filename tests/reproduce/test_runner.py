@@ -167,7 +167,7 @@ def test_a_signal_stops_and_the_same_command_resumes(number: int, status: int, r
     os.kill(process.pid, number)
     _, told = process.communicate(timeout=300)
     assert process.returncode == status, told
-    assert "The same command resumes" in told
+    assert "those that were running saved their state. To resume, run:\n  foveate reproduce" in told
 
 
 @pytest.mark.parametrize(

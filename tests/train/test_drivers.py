@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from foveate.cli.main import main
 from foveate.data.world.write import WorldSize, write_world
+from foveate.engine import fit
 from foveate.engine.checkpoint import list_complete
 
 STEPS = ["--steps", "4", "--save-every", "2", "--log-every", "1", "--device", "cpu", "--track", "none"]
@@ -190,3 +192,27 @@ def test_commands_of_one_process_refuse_two(command, world, execute, tmp_path):
     statuses, printed = execute(typed(command, world, tmp_path / "two"), size=2)
     assert statuses == [2, 2] and f"{command}: need one process; got 2" in printed[0]
     assert not (tmp_path / "two").exists()
+
+
+def test_memory_that_runs_out_saves_the_steps_done_and_names_what_to_lower(world, tmp_path, monkeypatch, capsys):
+    words, measure, calls = typed("distill", world, tmp_path / "run"), fit.gradient_norm, list[int]()
+
+    def starved(trained):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return measure(trained)
+
+    monkeypatch.setattr(sys, "argv", ["foveate", *words])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as done:
+        patch.setattr(fit, "gradient_norm", starved)
+        main(words)
+    printed = capsys.readouterr().err
+    assert done.value.code == 1 and "Traceback" not in printed
+    line, again = printed.splitlines()[-2:]
+    assert "foveate: memory ran out (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB). Lower " in line
+    kept = "the last checkpoint is of step 3 (resumed, --workers, --batch, --accumulate may change)"
+    assert ". Lower --batch (2) or " in line and line.endswith(f"; {kept}. To resume, run:")
+    assert again == f"  foveate {shlex.join(words)}"
+    main(words)
+    assert "resuming from step 3 of 4" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The command line: finds the command in the table, reads its flags off its dataclass (tyro), and runs its procedure.
 
-A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback.
+A mistake in the input, and what the system refuses (a full disk), end with a message and status 2, no traceback; for
+signals, and for memory that runs out, see `engine.stop`.
 Characters that the terminal's encoding lacks, and bytes of file names that are no characters, are printed as escapes.
 """
 
@@ -16,6 +17,7 @@ from tyro.conf import OmitArgPrefixes
 
 from foveate.cli.commands import COMMANDS, commands_under, find_command, help_lines
 from foveate.cli.help import help_text
+from foveate.engine.stop import ended_in_order
 from foveate.errors import InputError
 from foveate.io.files import versions
 from foveate.io.outputs import check_command
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         config = parse(typed)
         check_command(config)
-        find_command(typed)[0].load_procedure()(config)
+        with ended_in_order(config):
+            find_command(typed)[0].load_procedure()(config)
         _flush_output()
     except UnicodeEncodeError as error:  # a name that no check refused
         print(f"foveate: need names in UTF-8; got {error.object!r:.200}. Rename the file or folder.", file=sys.stderr)

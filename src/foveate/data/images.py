@@ -213,7 +213,7 @@ def _opened(
             with Image.open(content, formats=formats) as image:
                 _check_header(name, image, expected_size)
                 yield image
-    except ImageError:
+    except (ImageError, MemoryError):  # without memory no image is readable, whatever it holds
         raise
     except UnidentifiedImageError as error:
         kind = content_kind(_head(path, part))

@@ -11,9 +11,20 @@ replaced.
 
 import hashlib
 import itertools
+import multiprocessing
+import re
+import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from traceback import clear_frames
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -29,7 +40,8 @@ from foveate.data.panoptic import panoptic_segments
 from foveate.data.records import Dataset, Record, read_record
 from foveate.data.regions import corner_box, note_boxless, sample_proposals
 from foveate.data.semantic import SemanticData, read_image_and_labels
-from foveate.errors import InputError
+from foveate.errors import ExhaustedError, InputError, ran_out_of_memory
+from foveate.io.memory import free_memory
 from foveate.ops.grid import grid_pairs, sample_grid
 from foveate.types import BadSample, Batch, LabelMap, Sample, Segments
 
@@ -334,8 +346,7 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         count, unreadable = 0, 0
-        for packed in self.loader:
-            batch = packed.unpack()
+        for batch in self.all():
             self.remarks.update({sample.id: sample.remark for sample in batch.samples if sample.remark})
             if batch.bad and self.strict:
                 first = batch.bad[0]
@@ -349,8 +360,115 @@ class BatchLoader:
                 )
             yield batch
 
+    def all(self) -> Iterator[Batch]:
+        """The batches without a limit on unreadable images.
+
+        Raises:
+            ExhaustedError: a worker died, or memory ran out while images were decoded.
+        """
+        others, free = {*multiprocessing.active_children()}, free_memory()
+        stream = iter(self.loader)  # starts the workers
+        workers = sorted({*multiprocessing.active_children()} - others, key=lambda worker: worker.pid or 0)
+        # they ignore SIGTERM, so one that is left when this process exits would be waited for without end
+        weakref.finalize(stream, _kill, workers)
+        while True:
+            reason = packed = None
+            try:
+                with _awaiting(workers):
+                    packed = next(stream, None)
+            except (MemoryError, RuntimeError, OSError, EOFError) as error:
+                reason = _why_lost(error, workers)
+                if reason is None:
+                    raise
+                clear_frames(error.__traceback__)
+            if reason is not None:  # outside of `except`: nothing holds the stream now, and its workers end
+                del stream
+                known = "" if free is None else f"; {free / 1e9:.1f} GB of memory were available at the batch before"
+                raise ExhaustedError(f"{self.name}: {reason}{known}")
+            if packed is None:
+                return
+            free = free_memory()
+            yield packed.unpack()
+
     def __len__(self) -> int:
         return len(self.loader)
+
+
+# ---------------------------------------------------------------------------------------------------------- the workers
+
+
+class _HeldBack:
+    """Torch's handler of SIGCHLD, called only while a batch is awaited.
+
+    It raises an error where a worker has died. Anywhere else that would be half-way through an optimizer's step or a
+    checkpoint.
+    """
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self.handler, self.is_awaiting = handler, False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.is_awaiting:
+            self.handler(number, frame)
+
+
+@contextmanager
+def _awaiting(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """Raise an error in this block where a worker dies, or died since the last one."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not workers or not is_main or not callable(handler):  # torch has set no handler
+        yield
+        return
+    if not isinstance(handler, _HeldBack):
+        handler = _HeldBack(handler)
+        signal.signal(signal.SIGCHLD, handler)
+    handler.is_awaiting = True
+    try:
+        handler(signal.SIGCHLD, None)
+        yield
+    finally:
+        handler.is_awaiting = False
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    """End the workers that have not ended yet."""
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+def _why_lost(error: BaseException, workers: Sequence[BaseProcess]) -> str | None:
+    """Which process decodes no more, and why; None: the error has another reason."""
+    if isinstance(error, EOFError | ConnectionError):  # while it sent a batch; its end is known a little later
+        ended = connection.wait([worker.sentinel for worker in workers], timeout=5)
+        for worker in workers:
+            worker.join(5 if worker.sentinel in ended else 0)
+    one = f"one of the {len(workers)} worker processes that decode images"
+    for worker in workers:
+        if worker.exitcode is not None:
+            return f"{one} (pid {worker.pid}) {_how_ended(worker.exitcode)}"
+    if not ran_out_of_memory(error):
+        return None
+    number = re.search(r"DataLoader worker process (\d+)", str(error))
+    if number is None:
+        return "memory ran out in this process, which decodes images"
+    pid = f" (pid {workers[int(number[1])].pid})" if int(number[1]) < len(workers) else ""
+    return f"memory ran out in {one}{pid}"
+
+
+def _how_ended(exitcode: int) -> str:
+    """How a process ended that should not have, and what is known of the reason."""
+    match -exitcode:
+        case signal.SIGKILL:
+            return "was killed by SIGKILL, as the system does where memory runs out"
+        case signal.SIGBUS if Path("/dev/shm").is_dir():
+            free = shutil.disk_usage("/dev/shm").free
+            return f"was killed by SIGBUS, as where /dev/shm is full ({free / 1e9:.1f} GB are free now)"
+        case number if number > 0:
+            return f"was killed by {signal.Signals(number).name}, a crash of a library that it uses"
+        case _:
+            return f"ended by itself with status {exitcode}"
 
 
 def ignore_signals(worker: int) -> None:

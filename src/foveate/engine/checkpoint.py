@@ -12,12 +12,15 @@ statistics are saved: those of SyncBatchNorm are equal in all; plain ones differ
 Deliberately absent: random states (the loop derives them from seed, process and step) and sharded writing.
 """
 
+import fcntl
 import hashlib
 import json
 import math
+import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -102,6 +105,24 @@ def save_checkpoint(
 def list_complete(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first."""
     return sorted(path.parent for path in folder.glob("step_*/COMPLETE"))
+
+
+def newest_step(folder: Path) -> int:
+    """The steps done of the newest complete checkpoint; 0 where there is none."""
+    return max((int(path.name.removeprefix("step_")) for path in list_complete(folder)), default=0)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time be in the block; the folder is created if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def find_best(folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from foveate.errors import InputError
+from foveate.errors import ExhaustedError, InputError
 
 
 class LostProcessError(RuntimeError):
@@ -60,22 +60,21 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that all processes leave together: an InputError of one of them is raised in all.
+        """A block that all processes leave together: an InputError or ExhaustedError of one of them is raised in all.
 
         Raises:
-            InputError: of this process, or the message of the first process that has one.
+            InputError, ExhaustedError: of this process, or with the message of the first process that has one.
         """
-        refusal: InputError | None = None
+        refusal: InputError | ExhaustedError | None = None
         try:
             yield
-        except InputError as error:
+        except (InputError, ExhaustedError) as error:
             refusal = error
-        messages = self.gather(None if refusal is None else str(refusal))
-        messages = [message for message in messages if message is not None]
+        refusals = self.gather(None if refusal is None else (type(refusal), str(refusal)))
         if refusal is not None:
             raise refusal
-        if messages:
-            raise InputError(messages[0])
+        for kind, message in (pair for pair in refusals if pair is not None):
+            raise kind(message)
 
 
 @contextmanager
@@ -102,15 +101,15 @@ def joined(device: str, *, timeout: int) -> Iterator[Processes]:
         return
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    is_lost = False
+    is_whole = True
     try:
         with loss_noticed(lambda: "outside of the training loop"):
             yield Processes(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen)
-    except LostProcessError:
-        is_lost = True
+    except BaseException as error:
+        is_whole = isinstance(error, InputError | SystemExit)  # of all processes alike
         raise
     finally:
-        if not is_lost:  # else this could wait for the lost process
+        if is_whole:  # else this could wait for a process that is lost, or for one that waits for this one
             dist.destroy_process_group()
 
 

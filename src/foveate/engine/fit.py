@@ -10,24 +10,32 @@ optimizer's. Deliberately absent: epochs (the sampler has them), schedulers with
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from traceback import clear_frames
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from foveate.engine.checkpoint import Checkpoint, collect, running_statistics, save_checkpoint
+from foveate.engine.checkpoint import (
+    Checkpoint,
+    collect,
+    newest_step,
+    one_at_a_time,
+    running_statistics,
+    save_checkpoint,
+)
 from foveate.engine.distributed import Processes, loss_noticed
 from foveate.engine.guard import Guard, Step, check_finite, ids_of
 from foveate.engine.log import Log
 from foveate.engine.optim import PartlyTrained, gradient_norm, take_step
-from foveate.engine.stop import signals_caught
-from foveate.errors import InputError
+from foveate.engine.stop import is_exhausted, signals_caught
+from foveate.errors import ExhaustedError, InputError
 from foveate.types import Batch
 
 RANDOM_RULE = (
@@ -112,6 +120,8 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
     Raises:
         InputError: the loss or its gradient is not finite; parameters and optimizer are still those of the step before,
             which is saved. Or the loader refused its images, in this process or another; the steps before are saved.
+        ExhaustedError: a process that decodes died, here or beside another process; the steps before are saved. Where
+            memory runs out in this process, they are saved too, and the error of Python or torch is raised.
         LostProcessError: another process is gone or silent.
     """
     outcome = Outcome(step=0) if begin is None else replace(begin, bad=dict(begin.bad))
@@ -127,15 +137,18 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
     stream, refusal, is_refused = iter(loader), None, 0
     queued: Step | None = None  # the step that the device works on
     outcome_before = outcome  # without that step
+    phase: Literal["between steps", "gradient", "moving"] = "between steps"
 
-    def save(state: Outcome, **more: Any) -> None:
+    def save(
+        state: Outcome, *, processes: Processes = processes, held_out: dict[str, float | None] | None = None
+    ) -> None:
         """Write a checkpoint by the first process, the others waiting; all then know the same unusable images."""
         for images in processes.gather(state.bad):
             state.bad.update(images)
         tensors = collect(objective, optimizer, hold=processes.is_first)
         with processes.together():
             if processes.is_first:
-                saved = {**state.facts(), "random_rule": RANDOM_RULE, **facts, **more}
+                saved = {**state.facts(), "random_rule": RANDOM_RULE, **facts, **(held_out or {})}
                 save_checkpoint(saving.folder, step=state.step, tensors=tensors, facts=saved, keep=saving.keep)
 
     def finish(step: Step | None) -> None:
@@ -155,7 +168,33 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
         else:
             outcome.skipped += 1
 
-    with signals_caught() as caught, loss_noticed(lambda: f"step {outcome.step + 1}"):
+    @contextmanager
+    def rescuing() -> Iterator[None]:
+        """Save the steps done where memory runs out, without what the step under way has computed.
+
+        Any of several processes does so alone: their weights are equal, and the others may wait for its gradient. Then
+        the unusable images of the others since the last save are not listed. Sharded weights are not saved.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not is_exhausted(error):
+                raise
+            clear_frames(error.__traceback__)  # they hold the activations
+            optimizer.zero_grad(set_to_none=True)
+            if phase == "gradient":
+                for buffer, value in zip(running, running_before, strict=True):
+                    buffer.copy_(value)
+            if phase == "moving" or isinstance(objective, FSDPModule):  # weights and moments are those of no step
+                raise
+            finish(queued)
+            with one_at_a_time(saving.folder):
+                others_saved = newest_step(saving.folder) if processes.size > 1 else 0
+                if max(last_saved, others_saved) < outcome.step:
+                    save(outcome, processes=replace(processes, rank=0, size=1))
+            raise
+
+    with signals_caught() as caught, rescuing(), loss_noticed(lambda: f"step {outcome.step + 1}"):
         while outcome.step < steps:
             # --- take this step's batches; agree with the other processes on what they hold, and whether to continue
             batches, refusal = _take(stream, update.accumulate)
@@ -171,7 +210,7 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
 
             # --- forward and backward: the gradient of the mean over the items of all batches and processes
             torch.manual_seed(_step_seed(update.seed, outcome.step, processes.rank))
-            running_before = [buffer.clone() for buffer in running]
+            running_before, phase = [buffer.clone() for buffer in running], "gradient"
             losses, shares = [], [number / max(items, 1) for number in counts]
             for index, batch in enumerate(batches):
                 with _communicating(wrapped, index == update.accumulate - 1):
@@ -190,10 +229,12 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
 
             # --- meanwhile: the result of the step before
             finish(queued)
+            queued = None
             lr = update.learning_rate(outcome.step)
             queued = Step(outcome.step + 1, ids_of(batches), lr, good, items, nonfinite, numbers, ready)
 
             # --- step; where no process had an item there is nothing to learn from
+            phase = "moving"
             if items:
                 decay, partly = update.weight_decay, update.partly
                 take_step(optimizer, lr=lr, weight_decay=decay, partly=partly, nonfinite=nonfinite)
@@ -201,6 +242,7 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
             outcome_before = replace(outcome)
             outcome.step, outcome.position = outcome.step + 1, outcome.position + good + bad
             outcome.bad.update({sample.id: sample.reason for batch in batches for sample in batch.bad})
+            phase = "between steps"
 
             # --- save
             if outcome.step == steps or outcome.step % saving.every == 0:
@@ -211,12 +253,14 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
                     log.event("validation", {"step": outcome.step, **held_out})
                     if held_out["held_out_loss"] is not None:
                         log.print(f"step {outcome.step}  held-out loss {held_out['held_out_loss']:.4f}")
-                save(outcome, **held_out)
+                save(outcome, held_out=held_out)
                 last_saved = outcome.step
 
         finish(queued)
+        queued = None
         if last_saved < outcome.step:
             save(outcome)
+            last_saved = outcome.step
         if is_refused:
             with processes.together():
                 if refusal is not None:
@@ -224,11 +268,11 @@ def fit(  # noqa: C901  # one loop, to be read from top to bottom
     return outcome
 
 
-def _take(stream: Iterator[Batch], accumulate: int) -> tuple[list[Batch], InputError | None]:
-    """The next batches, fewer where the stream ends; or the loader's refusal."""
+def _take(stream: Iterator[Batch], accumulate: int) -> tuple[list[Batch], InputError | ExhaustedError | None]:
+    """The next batches, fewer where the stream ends; or the loader's refusal, or what ended its workers."""
     try:
         return list(islice(stream, accumulate)), None
-    except InputError as error:
+    except (InputError, ExhaustedError) as error:
         return [], error
 
 

@@ -38,17 +38,19 @@ def held_out_loss(
     before = [buffer.clone() for buffer in running]
     total, items = torch.zeros((), dtype=torch.float64, device=processes.device), 0
     stream = iter(batches)
-    while True:
-        batch = None
-        with processes.together():  # none may start a batch that another process refused
-            batch = next(stream, None)
-        if batch is None:
-            break
-        number = count(batch)
-        total += objective(batch).double() * number  # without items too: sharded weights need all processes
-        items += number
-    for buffer, value in zip(running, before, strict=True):
-        buffer.copy_(value)
+    try:
+        while True:
+            batch = None
+            with processes.together():  # none may start a batch that another process refused
+                batch = next(stream, None)
+            if batch is None:
+                break
+            number = count(batch)
+            total += objective(batch).double() * number  # without items too: sharded weights need all processes
+            items += number
+    finally:  # where memory runs out, what was trained is saved
+        for buffer, value in zip(running, before, strict=True):
+            buffer.copy_(value)
     total, items = processes.total([total.item(), items])
     if items == 0:
         raise InputError("--validate: needs held-out images that can be used; none of them could be read.")

@@ -18,7 +18,8 @@ from foveate.data.batches import Batches, Loading
 from foveate.data.listing import list_files
 from foveate.data.records import Dataset
 from foveate.data.splits import BaseNovel
-from foveate.errors import InputError
+from foveate.engine.stop import until_stopped
+from foveate.errors import InputError, StoppedError
 from foveate.evaluate.detection import AREAS, evaluate_detection
 from foveate.evaluate.ground_truth import GroundTruth, counting_names
 from foveate.evaluate.proposals import recall_of
@@ -46,6 +47,7 @@ def find_candidates(
 
     Raises:
         InputError: the folder holds the candidates of another detector or of other images, or no image is readable.
+        StoppedError: a signal arrived; the images before are in the cache, as where memory runs out.
     """
     writer = CandidateWriter(folder, images=list_files(dataset.records), made_by=made_by)
     remaining = tuple(replace(record, boxes=(), labels=(), crowd=()) for record in dataset.records[writer.done :])
@@ -53,15 +55,19 @@ def find_candidates(
         batches = Batches(replace(dataset, records=remaining), replace(loading, limit=None))
         order = {str(record.id): number for number, record in enumerate(remaining)}
         written = 0  # unreadable images in the cache so far
-        for samples in batches:
-            # candidates and unreadable images, in the order of the records
-            entries = [*detector.candidates(samples), *batches.bad[written:]]
-            written = len(batches.bad)
-            for entry in sorted(entries, key=lambda entry: order[entry.id]):
-                if isinstance(entry, BadSample):
-                    writer.add_bad(entry)
-                else:
-                    writer.add(entry)
+        try:
+            for samples in until_stopped(batches):
+                # candidates and unreadable images, in the order of the records
+                entries = [*detector.candidates(samples), *batches.bad[written:]]
+                written = len(batches.bad)
+                for entry in sorted(entries, key=lambda entry: order[entry.id]):
+                    if isinstance(entry, BadSample):
+                        writer.add_bad(entry)
+                    else:
+                        writer.add(entry)
+        except (StoppedError, RuntimeError, MemoryError):  # the images before can be resumed from
+            writer.flush()
+            raise
         for entry in batches.bad[written:]:
             writer.add_bad(entry)
     writer.close()

@@ -24,7 +24,7 @@ from foveate.heads.fvit.product import About, load_detector
 from foveate.io.files import default_cache, versions
 from foveate.io.store import hold_folder
 from foveate.predict.flags import Detect, Fusing
-from foveate.predict.images import check_drawings, file_stems, open_images, write_record
+from foveate.predict.images import check_drawings, file_stems, keeping_files, open_images, write_record
 from foveate.show.detections import draw_detections, write_image
 from foveate.types import Detections, Sample
 
@@ -51,15 +51,16 @@ def _detect(config: Detect, batches: Batches, requested: Vocabulary | None) -> P
     stems = file_stems([str(record.id) for record in batches.dataset.records])
     is_novel = [not base for base in is_base]
     images, annotations, drawn = [], [], 0
-    for sample, detections in find_objects(detector, batches, text=text, is_base=is_base, fusion=fusion):
-        drawing = draw_detections(
-            sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
-        )
-        write_image(drawing, config.out / f"{stems[sample.id]}.jpg", made_by=config.made_by)
-        drawn += int((detections.scores >= config.draw).sum())
-        number, (height, width) = len(images) + 1, sample.image.shape[1:]
-        images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
-        annotations += coco_annotations(detections, image_id=number, first_id=len(annotations) + 1)
+    with keeping_files(config.out):
+        for sample, detections in find_objects(detector, batches, text=text, is_base=is_base, fusion=fusion):
+            drawing = draw_detections(
+                sample.image, detections, names=vocabulary.names, is_novel=is_novel, min_score=config.draw
+            )
+            write_image(drawing, config.out / f"{stems[sample.id]}.jpg", made_by=config.made_by)
+            drawn += int((detections.scores >= config.draw).sum())
+            number, (height, width) = len(images) + 1, sample.image.shape[1:]
+            images.append({"id": number, "file_name": sample.id, "height": height, "width": width})
+            annotations += coco_annotations(detections, image_id=number, first_id=len(annotations) + 1)
     categories = [{"id": number, "name": name} for number, name in enumerate(vocabulary.names, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     path = write_record(config, {"model": str(config.model), "fusion": asdict(fusion)}, content, batches, indent=None)

@@ -21,11 +21,12 @@ from foveate.data.consistency import check_boxes
 from foveate.data.listing import list_files
 from foveate.data.records import Dataset
 from foveate.engine.distributed import choose_device
+from foveate.engine.stop import keeping
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
 from foveate.io.listing import Listing, changes_between
 from foveate.io.outputs import MARK
-from foveate.io.store import Part, claim_parts, hold_target, refuse_another, remove_parts
+from foveate.io.store import Part, claim_parts, find_parts, hold_target, refuse_another, remove_parts
 from foveate.io.tensors import MAX_HEADER, header_size, join_tensors, read_header
 from foveate.ops.resample import check_side
 from foveate.predict.features import Features, box_features, dense_features, image_features, make_parts
@@ -78,22 +79,29 @@ def _embed(config: Embed) -> Path:
     if config.strict and (bad := [note for part in parts for note in part.notes["bad"]]):
         raise InputError(f"image {bad[0]['id']}: {bad[0]['reason']} (--strict stops at the first)")
     began = time.perf_counter()
-    parts += make_parts(
-        _compute(config, clip, size),
-        dataset,
-        folder,
-        title=f"{config.features} embeddings",
-        dtype=getattr(torch, config.dtype),
-        batch=config.batch or BATCH[config.features],
-        done=done,
-        workers=config.workers,
-        strict=config.strict,
-    )
-    seconds = time.perf_counter() - began
-    _finish(config, dataset, parts, folder, identity)
+    with keeping(lambda: _kept_line(folder, count)):
+        parts += make_parts(
+            _compute(config, clip, size),
+            dataset,
+            folder,
+            title=f"{config.features} embeddings",
+            dtype=getattr(torch, config.dtype),
+            batch=config.batch or BATCH[config.features],
+            done=done,
+            workers=config.workers,
+            strict=config.strict,
+        )
+        seconds = time.perf_counter() - began
+        _finish(config, dataset, parts, folder, identity)
     count -= done
     print(f"{count} images in {seconds:.1f} s, {count / seconds:.1f} per second, after {began - started:.1f} s to load")
     return config.out
+
+
+def _kept_line(folder: Path, count: int) -> str:
+    """How many of the images need not be embedded again."""
+    done = sum(part.stop - part.start for part in find_parts(folder))
+    return f"the features of {done} of {count} images are in {folder}"
 
 
 def _check(config: Embed) -> None:

@@ -18,6 +18,7 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head, RegionHead
 from foveate.data.loader import EvaluationSource, OnceSampler, make_loader
 from foveate.data.records import Dataset
+from foveate.engine.stop import until_stopped
 from foveate.errors import InputError
 from foveate.io.store import NOTES, Part, write_part
 from foveate.ops.boxes import boxes_on_input, clip_boxes
@@ -116,24 +117,30 @@ def _note(sample: Sample) -> dict[str, Any]:
 
 @dataclass
 class Unwritten:
-    """The features made since the last part was written."""
+    """The features of each batch since the last part was written."""
 
     start: int
-    stop: int
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    images: list[dict[str, Any]] = field(default_factory=list)
-    bad: list[BadSample] = field(default_factory=list)
+    batches: list[tuple[Features, list[BadSample]]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def stop(self) -> int:
+        """The number of images before the next batch."""
+        return self.start + sum(len(features.images) + len(bad) for features, bad in self.batches)
 
     def is_full(self) -> bool:
         """Whether it is time to write."""
-        size = sum(tensor.nbytes for rows in self.tensors.values() for tensor in rows)
+        size = sum(tensor.nbytes for features, _ in self.batches for tensor in features.tensors.values())
         return size >= PART_BYTES or time.monotonic() - self.since >= PART_SECONDS
 
     def write(self, folder: Path) -> Part:
         """Write them as a part."""
-        notes = {"images": self.images, "bad": [{"id": sample.id, "reason": sample.reason} for sample in self.bad]}
-        tensors = {name: torch.cat(rows) for name, rows in self.tensors.items()}  # a copy: no two share memory
+        rows: dict[str, list[Tensor]] = {}
+        for name, tensor in (item for features, _ in self.batches for item in features.tensors.items()):
+            rows.setdefault(name, []).append(tensor)
+        bad = [{"id": sample.id, "reason": sample.reason} for _, samples in self.batches for sample in samples]
+        notes = {"images": [note for features, _ in self.batches for note in features.images], "bad": bad}
+        tensors = {name: torch.cat(parts) for name, parts in rows.items()}  # a copy: no two share memory
         return write_part(folder, save(tensors, {NOTES: json.dumps(notes)}), start=self.start, stop=self.stop)
 
 
@@ -151,37 +158,35 @@ def make_parts(
 ) -> list[Part]:
     """Embed the remaining images with a progress bar, and write the features in parts; return the new parts.
 
+    Whatever ends it, the batches before are written.
+
     Args:
         dtype: of the stored features; they are computed in float32.
         done: images in earlier parts, a multiple of `batch` or all of them.
 
     Raises:
         InputError: `strict`, and an image is unreadable.
+        StoppedError: a signal arrived.
     """
     rest = replace(dataset, records=dataset.records[done:])
     source = EvaluationSource(rest, masks=False)
     loader = make_loader(source, OnceSampler(len(rest.records), batch=batch), workers=workers)
-    parts, waiting = [], Unwritten(done, done)
+    parts, waiting = [], Unwritten(done)
     with image_bar(show=True) as bar:
         task = bar.add_task(title, total=len(dataset.records), completed=done)
-        for (
-            packed
-        ) in loader.loader:  # torch's loader, without a limit on unreadable images: all are reported at the end
-            samples = packed.unpack()
-            if samples.bad and strict:
-                raise InputError(f"image {samples.bad[0].id}: {samples.bad[0].reason} (--strict stops at the first)")
-            if samples.samples:
-                features = compute(samples.samples)
-                for name, tensor in features.tensors.items():
-                    waiting.tensors.setdefault(name, []).append(tensor.to(dtype).cpu())
-                waiting.images += features.images
-            count = len(samples.samples) + len(samples.bad)
-            waiting.bad += samples.bad
-            waiting.stop += count
-            if waiting.is_full():
+        try:
+            for samples in until_stopped(loader.all()):  # unreadable images are all reported at the end
+                if samples.bad and strict:
+                    first = samples.bad[0]
+                    raise InputError(f"image {first.id}: {first.reason} (--strict stops at the first)")
+                features = compute(samples.samples) if samples.samples else Features({}, [])
+                stored = {name: tensor.to(dtype).cpu() for name, tensor in features.tensors.items()}
+                waiting.batches.append((Features(stored, features.images), samples.bad))
+                if waiting.is_full():
+                    parts.append(waiting.write(folder))
+                    waiting = Unwritten(waiting.stop)
+                bar.advance(task, len(samples.samples) + len(samples.bad))
+        finally:
+            if waiting.batches:
                 parts.append(waiting.write(folder))
-                waiting = Unwritten(waiting.stop, waiting.stop)
-            bar.advance(task, count)
-    if waiting.stop > waiting.start:
-        parts.append(waiting.write(folder))
     return parts

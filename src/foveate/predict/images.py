@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from foveate.data.batches import Batches, Loading
 from foveate.data.datasets.folder import read_folder
 from foveate.data.images import is_unicode
 from foveate.data.records import Dataset, IgnoredEntries, Record
+from foveate.engine.stop import keeping
 from foveate.errors import InputError
 from foveate.io.files import bad_lines, versions, write_whole
 from foveate.io.outputs import MARK, check_outputs, inputs_of
@@ -72,6 +74,11 @@ def check_drawings(config: Segment | Detect, batches: Batches, *, suffixes: Sequ
     existing = [config.target("--out", path) for path in paths if os.path.lexists(path)]
     images = [("IMAGES", record.path) for record in records] if existing else []
     check_outputs(config, existing or [config.target("--out", paths[0])], inputs=[*inputs_of(config), *images])
+
+
+def keeping_files(out: Path) -> AbstractContextManager[None]:
+    """The block that writes a file per image into the folder `out`, for who ends it early."""
+    return keeping(lambda: f"the files that were written to {out} are whole", verb="start again")
 
 
 def write_record(

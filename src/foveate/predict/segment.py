@@ -13,7 +13,7 @@ from foveate.heads.panoptic.segment import PanopticSegmenter
 from foveate.io.files import write_whole
 from foveate.io.store import hold_folder
 from foveate.predict.flags import Segment
-from foveate.predict.images import check_drawings, file_stems, open_images, write_record
+from foveate.predict.images import check_drawings, file_stems, keeping_files, open_images, write_record
 from foveate.predict.masks import named_shares, open_segmenter, report
 from foveate.predict.segmenters import (
     Segmenter,
@@ -55,10 +55,12 @@ def _segment(config: Segment, feed: Batches, vocabulary: Vocabulary) -> Path:
             overlap=0.8 if config.overlap is None else config.overlap,
             device=config.device,
         )
-        content = write_panoptic_maps(segmenter, feed, config.out, names=vocabulary.names, is_thing=is_thing)
+        with keeping_files(config.out):
+            content = write_panoptic_maps(segmenter, feed, config.out, names=vocabulary.names, is_thing=is_thing)
     else:
         pixels = open_pixels(config, vocabulary, device=choose_device(config.device, local_rank=None))
-        content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
+        with keeping_files(config.out):
+            content = write_label_maps(pixels, feed, config.out, vocabulary=vocabulary)
     path = write_record(config, {"model": config.model}, content, feed, indent=1)
     print(f"{feed.count} images, {len(vocabulary.classes)} classes requested; see {config.out}")
     return path

@@ -10,12 +10,10 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from foveate.engine.stop import keeping
 from foveate.errors import InputError
 from foveate.io.files import versions, write_whole
 from foveate.io.store import hold_folder
@@ -32,6 +31,7 @@ from foveate.reproduce.page import RULES, check_page, check_results, settings_of
 from foveate.reproduce.rows import APPLICATIONS, TABLES, Row, rows_of, scale_of
 from foveate.train.flags import SMALL_CLIP
 
+KEPT = "finished commands are not repeated, and those that were running saved their state"
 CHILD = """
 import os, runpy, signal, threading
 def end_with_the_parent():  # its end of the pipe closes even after kill -9
@@ -272,7 +272,7 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     waiting, running, failed = dict(todo), dict[str, tuple[subprocess.Popen, float]](), dict[str, str]()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with _sigterm_interrupts(), Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
+    with keeping(lambda: KEPT), Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
         task = bar.add_task("commands", total=sum(job.cost for job in todo.values()))
         try:
             while waiting or running:
@@ -300,14 +300,13 @@ def _run_all(stage: Stage, todo: dict[str, Job], *, at_once: int) -> dict[str, s
                         _write_stamp(stage, todo[name], time.perf_counter() - started)
                     else:
                         failed[name] = f"status {status}"
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             for process, _ in running.values():
                 process.terminate()
             for process, _ in running.values():
                 process.wait()
                 process.communicate()  # closes the pipe; before its end this would stop it a second time
-            print("foveate: stopped; running commands saved their state. The same command resumes.", file=sys.stderr)
-            raise SystemExit(stop.args[0] if stop.args else 130) from None
+            raise
     return failed
 
 
@@ -328,17 +327,3 @@ def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Po
             stderr=subprocess.STDOUT,
             process_group=0,  # Ctrl-C reaches only this process, which stops the command
         )
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, with its own status."""
-
-    def stop(number: int, _: object) -> None:
-        raise KeyboardInterrupt(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,11 +7,10 @@ writes the files again (with another --max-boxes, for example). Deliberately abs
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from foveate.engine.checkpoint import digest_module
 from foveate.engine.distributed import Processes
 from foveate.engine.fit import Update
 from foveate.engine.optim import build_optimizer, learning_rate
-from foveate.engine.stop import StoppedError, signals_caught
+from foveate.engine.stop import keeping
 from foveate.errors import InputError
 from foveate.evaluate.proposals import recall_of
 from foveate.heads.proposals.pyramid import ConvPyramid, TowerPyramid
@@ -74,11 +73,11 @@ def prepare(config: Proposals, processes: Processes, report: Report) -> Trainabl
             "version": versions()["foveate"],
         }
         root = config.images or config.data
-        with signals_caught() as caught:
-            boxes = _propose(config, proposer, data.proposed, caught=caught, report=report)
+        with keeping(lambda: "the trained network is saved, but the images are proposed for again"):
+            boxes = _propose(config, proposer, data.proposed, report=report)
             write_proposals(path, boxes, [root / f"{config.split}2017", root], facts=facts)
             if data.measured is not None:
-                boxes = _propose(config, proposer, data.measured, caught=caught, report=report)
+                boxes = _propose(config, proposer, data.measured, report=report)
                 _measure(config, boxes, data.measured, split, facts=facts, report=report)
         return f"foveate distill --data {root} --regions {path} --out ..."
 
@@ -216,13 +215,9 @@ def _network(config: Proposals, *, device: str) -> Proposer:
 
 
 def _propose(
-    config: Proposals, proposer: Proposer, dataset: Dataset, *, caught: Sequence[Signals], report: Report
+    config: Proposals, proposer: Proposer, dataset: Dataset, *, report: Report
 ) -> Iterator[tuple[Record, Sample, list[list[float]], list[float]]]:
-    """Each usable image of a data set with its record, its boxes (xyxy) and their scores, best first.
-
-    Raises:
-        StoppedError: a signal arrived.
-    """
+    """Each usable image of a data set with its record, its boxes (xyxy) and their scores, best first."""
     records = {str(record.id): record for record in dataset.records}
     source = EvaluationSource(dataset, masks=False)
     loader = make_loader(
@@ -232,13 +227,7 @@ def _propose(
     bad: list[dict[str, str]] = []
     with image_bar(show=True) as bar:
         task = bar.add_task(f"proposals for {dataset.name}", total=len(source))
-        for done, batch in enumerate(loader):
-            if caught:
-                raise StoppedError(
-                    f"after {done * config.batch} of {len(source)} images of {dataset.name}; the trained "
-                    "network is saved, but these images are processed again",
-                    caught[0],
-                )
+        for batch in loader:
             bad += [{"id": image.id, "reason": image.reason} for image in batch.bad]
             results = propose(batch.samples) if batch.samples else []
             for sample, (boxes, scores) in zip(batch.samples, results, strict=True):

@@ -1,18 +1,18 @@
 """What a run prints beside its plan and its steps: how its steps are shared, what was skipped, how to resume it."""
 
 import os
-import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from foveate.engine.checkpoint import list_complete
+from foveate.engine.checkpoint import newest_step
 from foveate.engine.distributed import Processes
 from foveate.engine.fit import Outcome
-from foveate.errors import InputError
+from foveate.engine.stop import resume_command
+from foveate.errors import InputError, listed
 from foveate.io.files import bad_lines
 
 Report = Callable[[str], object]
@@ -24,14 +24,17 @@ def reporter(processes: Processes) -> Report:
     return partial(print, file=sys.stderr, flush=True) if processes.is_first else str
 
 
-def resume_command() -> str:
-    """How to resume: the command line that started this run, torchrun included."""
-    size, nodes = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-    local = os.environ.get("LOCAL_WORLD_SIZE", str(size))
-    many = ["--nnodes", str(nodes)] if nodes > 1 else []
-    start = ["torchrun", *many, "--nproc-per-node", local, "-m", "foveate.cli.main"] if size > 1 else ["foveate"]
-    where = f" on each of the {nodes} nodes (with the same --rdzv options as before)" if nodes > 1 else ""
-    return f"To resume, run{where}:\n  {shlex.join([*start, *sys.argv[1:]])}"
+def kept_line(checkpoints: Path, *, may_change: Collection[str] = ()) -> str:
+    """What of a run is saved.
+
+    Args:
+        may_change: flags of a resumed run that may differ; those that lower the memory are named.
+    """
+    step = newest_step(checkpoints)
+    if step == 0:
+        return "there is no checkpoint yet"
+    flags = [f"--{name}" for name in ("workers", "batch", "accumulate") if name in may_change]
+    return f"the last checkpoint is of step {step}{f' (resumed, {listed(flags)} may change)' if flags else ''}"
 
 
 def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:
@@ -39,9 +42,8 @@ def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:
 
     At once, since the GPUs of this process would wait for the other for ever.
     """
-    saved = [int(path.name.removeprefix("step_")) for path in list_complete(checkpoints)]
-    last = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint yet"
-    print(f"foveate: {error} This process ends too; {last}. {resume_command()}", file=sys.stderr, flush=True)
+    kept = kept_line(checkpoints)
+    print(f"foveate: {error} This process ends too; {kept}. {resume_command()}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
 

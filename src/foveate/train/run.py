@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from foveate.engine.log import Log
 from foveate.engine.measure import PATIENCE, Cost, measure_pass
 from foveate.engine.plan import Plan, memory_of, require_batch, require_fixed, trained_bytes
 from foveate.engine.product import best_tensors
-from foveate.engine.stop import StoppedError
+from foveate.engine.stop import keeping, resume_command
 from foveate.engine.trackers import choose_sinks, import_tracker
 from foveate.engine.validate import held_out_loss
 from foveate.errors import InputError
@@ -56,9 +56,9 @@ from foveate.train.report import (
     Sharing,
     end_lines,
     exit_lost,
+    kept_line,
     reporter,
     require_usable_images,
-    resume_command,
     sharing_lines,
 )
 from foveate.types import Batch
@@ -134,20 +134,22 @@ def run(config: RunFlags, prepare: Prepare) -> None:
     Raises:
         InputError: a flag, the data, the weights or the output folder is wrong.
         SystemExit: 143 after SIGTERM, 130 after Ctrl-C; the run was saved. 1 where another process was lost.
+        StoppedError, ExhaustedError, MemoryError: see `engine.stop.ended_in_order`; the steps done were saved.
     """
+    checkpoints = config.out / "checkpoints"
     try:
-        with joined(config.device, timeout=answer_timeout()) as processes:
+        with keeping(lambda: kept_line(checkpoints)), joined(config.device, timeout=answer_timeout()) as processes:
             outcome = train(config, prepare, processes)
     except LostProcessError as error:
-        exit_lost(config.out / "checkpoints", error)
-    except StoppedError as stop:
-        _exit_stopped(stop.where, stop.number)
+        exit_lost(checkpoints, error)
     if outcome.stopped_by is None:
         return
     if not processes.is_first:
         raise SystemExit(128 + outcome.stopped_by)
     saved = "saved" if outcome.step else "nothing to save yet"
-    _exit_stopped(f"after step {outcome.step} of {config.steps}; {saved}", outcome.stopped_by)
+    where = f"after step {outcome.step} of {config.steps}; {saved}"
+    print(f"Stopped {where}. {resume_command()}", file=sys.stderr, flush=True)
+    raise SystemExit(128 + outcome.stopped_by)
 
 
 def answer_timeout() -> int:
@@ -156,12 +158,6 @@ def answer_timeout() -> int:
     if not text.isdecimal() or int(text) < 1:
         raise InputError(f"${TIMEOUT}: must be a whole number of seconds, at least 1; got {text!r}. Unset it for 120.")
     return int(text)
-
-
-def _exit_stopped(where: str, number: int) -> NoReturn:
-    """Print where the run was stopped and how to resume, and exit with the shell's status for the signal."""
-    print(f"Stopped {where}. {resume_command()}", file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
 
 
 def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
@@ -187,13 +183,14 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
         return Outcome(step=0)
     images = common_identity(trainable.listings, processes)
     record = run_record(config, {**trainable.metadata, "processes": processes.size, FIELD: images})
+    may_change = (*MAY_CHANGE, *trainable.may_change)
     with ExitStack() as stack:
+        stack.enter_context(keeping(lambda: kept_line(config.out / "checkpoints", may_change=may_change)))
         # claim and lock the folder until the run ends
         with processes.together():
             if processes.is_first:
                 files = [path for path in (trainable.product, *trainable.files) if path != config.out]
                 names = [path.relative_to(config.out).parts[0] for path in files]
-                may_change = (*MAY_CHANGE, *trainable.may_change)
                 claim_folder(config.out, record, may_change=may_change, writes=names)
                 stack.enter_context(hold_folder(config.out))
         outcome = work.resume()

@@ -13,9 +13,12 @@ The same seed gives the same bytes, whatever the number of processes.
 
 import io
 import json
+import signal
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -27,7 +30,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from foveate.data.world.scenes import KINDS, THINGS, Scene, describe, draw_pair, draw_scene
-from foveate.errors import InputError
+from foveate.errors import ExhaustedError, InputError
 from foveate.io.files import full_disk_named, require_free
 from foveate.io.store import LOCK, hold_folder
 
@@ -61,6 +64,7 @@ def write_world(folder: Path, size: WorldSize, *, processes: int = 2, progress: 
 
     Raises:
         InputError: the folder contains another world or other files, or the disk has too little space for it.
+        ExhaustedError: a process that draws died.
     """
     parameters = {"format": 2, **asdict(size)}
     if _is_complete(folder, parameters):
@@ -79,7 +83,7 @@ def _render(
     _write_json(folder / "world.partial", parameters)
     counts = asdict(size)
     done, total = 0, sum(counts[split] for split in SPLITS)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with _pool(processes) as pool:
         for split in SPLITS:
             task = partial(_draw_pairs if split == "pairs" else _draw_scenes, str(folder), size.seed, split)
             parts = []
@@ -94,6 +98,19 @@ def _render(
                 _write_annotations(folder / "annotations", split, parts)
     _write_json(folder / "annotations" / "splits.json", base_and_novel())
     (folder / "world.partial").rename(folder / "world.json")
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """The processes that draw; Ctrl-C, which reaches them too, ends them with this one."""
+    ignoring = (signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, ignoring) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise ExhaustedError(
+            f"one of the {processes} processes that draw was killed, as the system does where memory runs out"
+        ) from error
 
 
 def base_and_novel() -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from foveate.clip.vocabulary import Vocabulary, read_vocabulary
 from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.sources import open_annotations, open_data
 from foveate.data.splits import OV_COCO_NOVEL, SPLITS, BaseNovel, split_of
+from foveate.engine.stop import keeping
 from foveate.errors import InputError
 from foveate.evaluate.commands.results import check_results_flags, with_notes
 from foveate.evaluate.detection import evaluate_detection
@@ -69,6 +70,9 @@ def run_detection(config: Detection) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         identity = candidates_identity(detector, about)
+        if config.candidates is not None:
+            kept = "the candidates of the images before are in"
+            stack.enter_context(keeping(lambda: f"{kept} {folder}"))
         store = find_candidates(detector, measured, folder, made_by=identity, loading=loading_of(config))
         results = sweep(store, text, fusions, truth, base, detector_scale=scale)
         recall = proposal_recall(store, measured, split=split)

@@ -69,8 +69,7 @@ class CandidateWriter:
         if len(set(ids)) < len(ids):
             raise InputError(f"{folder}: need every image once; {len(ids) - len(set(ids))} of the list are repeated.")
         self.folder, self.ids = folder, ids
-        self._notes: list[dict[str, Any]] = []
-        self._rows: dict[str, list[Tensor]] = {}
+        self._added: list[tuple[dict[str, Any], dict[str, Tensor]]] = []  # note and tensors of each image
         identity = {**made_by, "images": len(ids), "ids": _digest(ids), "files": images.identity["sha256"]}
         parts = claim_parts(folder, identity, owner=OWNER, listing=images)
         self.done = self._count_done(parts)
@@ -80,26 +79,25 @@ class CandidateWriter:
         tensors = {name: getattr(candidates, name) for name in FIELDS}
         if candidates.masks is not None:
             tensors["masks"] = candidates.masks
-        if self._rows and self._rows.keys() != tensors.keys():
+        if any(stored.keys() not in ({}.keys(), tensors.keys()) for _, stored in self._added):
             raise InputError(f"image {candidates.id}: need masks for all images or for none.")
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise InputError(
                     f"image {candidates.id}: need finite candidates; its {name} hold NaN. Check the model's weights."
                 )
-            self._rows.setdefault(name, []).append(tensor.detach().cpu())
-        self._note(
-            {
-                "id": candidates.id,
-                "height": candidates.height,
-                "width": candidates.width,
-                "count": len(candidates.proposals),
-            }
-        )
+        note = {"id": candidates.id, "height": candidates.height, "width": candidates.width}
+        stored = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        self._add({**note, "count": len(candidates.proposals)}, stored)
 
     def add_bad(self, image: BadSample) -> None:
         """Record that the next image is unreadable."""
-        self._note({"id": image.id, "bad": image.reason})
+        self._add({"id": image.id, "bad": image.reason}, {})
+
+    def flush(self) -> None:
+        """Write what was added since the last part."""
+        if self._added:
+            self._write()
 
     def close(self) -> None:
         """Write the last part.
@@ -107,25 +105,29 @@ class CandidateWriter:
         Raises:
             InputError: some images were not added.
         """
-        if self._notes:
-            self._write()
+        self.flush()
         if self.done != len(self.ids):
             raise InputError(f"{self.folder}: need all {len(self.ids)} images; got {self.done}.")
 
-    def _note(self, note: dict[str, Any]) -> None:
-        index = self.done + len(self._notes)
+    def _add(self, note: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        index = self.done + len(self._added)
         expected = self.ids[index] if index < len(self.ids) else None
         if note["id"] != expected:
             raise InputError(f"{self.folder}: need image {expected} next, in the list's order; got {note['id']}.")
-        self._notes.append(note)
-        if len(self._notes) == IMAGES_PER_PART:
+        self._added.append((note, tensors))
+        if len(self._added) == IMAGES_PER_PART:
             self._write()
 
     def _write(self) -> None:
-        tensors = {name: torch.cat(rows) for name, rows in self._rows.items()}
-        content = save(tensors, {NOTES: json.dumps(self._notes)})
-        self.done = write_part(self.folder, content, start=self.done, stop=self.done + len(self._notes)).stop
-        self._notes, self._rows = [], {}
+        rows: dict[str, list[Tensor]] = {}
+        for name, tensor in (item for _, tensors in self._added for item in tensors.items()):
+            rows.setdefault(name, []).append(tensor)
+        content = save(
+            {name: torch.cat(parts) for name, parts in rows.items()},
+            {NOTES: json.dumps([note for note, _ in self._added])},
+        )
+        self.done = write_part(self.folder, content, start=self.done, stop=self.done + len(self._added)).stop
+        self._added = []
 
     def _count_done(self, parts: list[Part]) -> int:
         """Count the images of the first parts that match the list, and remove the other parts."""
