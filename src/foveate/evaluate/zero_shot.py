@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
-from foveate.clip.text import embed_vocabulary
+from foveate.clip.text import embed_vocabulary, report_cut
 from foveate.data.batches import LOADING, Batches, Loading
 from foveate.data.records import Dataset
 from foveate.errors import InputError
@@ -177,8 +177,9 @@ def _retrieve(
     caption_ids = [[texts.setdefault(text, len(texts)) for text in captions[name]] for name in names]
     recalls = {}
     for name, clip in clips.items():
-        parts = [list(texts)[first : first + TEXT_BATCH] for first in range(0, len(texts), TEXT_BATCH)]
-        rows = torch.cat([clip.encode_text(clip.tokenize(part)).float() for part in parts])  # (U, D)
+        tokens = clip.tokenize([*texts])  # (U, context)
+        report_cut(clip, [*texts], tokens, what="captions")
+        rows = torch.cat([clip.encode_text(part).float() for part in tokens.split(TEXT_BATCH)])  # (U, D)
         recalls[name] = recall_both_ways(packers[name].finish().to(rows), rows, caption_ids)
     counts = {"images": len(names), "captions": sum(map(len, caption_ids)), "different": len(texts), "equals": EQUALS}
     return recalls, counts, blank
