@@ -72,9 +72,11 @@ def embed(clip, image: torch.Tensor, box: list[float]) -> torch.Tensor:
 
 def test_accuracies_by_hand():
     """Class 0: one of three right; class 2: one of one. Mean (1/3 + 1) / 2, overall 2 of 4; class 1 does not count."""
-    found = accuracies(torch.tensor([0, 7, 3, 0]), torch.tensor([0, 0, 0, 2]))
+    found = accuracies(torch.tensor([0, 7, 3, 0]), torch.tensor([0, 0, 0, 2]), among=9)
     assert found["mean"] == {"top1": pytest.approx(200 / 3), "top5": pytest.approx(100 * (2 / 3 + 1) / 2)}
     assert found["overall"] == {"top1": 50.0, "top5": 75.0} and found["count"] == 4
+    few = accuracies(torch.tensor([0, 2]), torch.tensor([0, 2]), among=3)
+    assert few["overall"] == {"top1": 50.0, "top5": None} and few["mean"]["top5"] is None
 
 
 def test_the_central_square():

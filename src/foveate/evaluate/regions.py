@@ -97,8 +97,8 @@ def evaluate_regions(
     crop = None
     if crops:
         by_crop = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
-        crop = _scores(by_crop.expand(2, -1), *truth)
-    scores = {key: _scores(torch.cat(parts, dim=1).cpu(), *truth) for key, parts in ranks.items()}
+        crop = _scores(by_crop.expand(2, -1), *truth, among=len(names))
+    scores = {key: _scores(torch.cat(parts, dim=1).cpu(), *truth, among=len(names)) for key, parts in ranks.items()}
     return {
         "crop": crop,
         "dense": {size: scores["dense", size] for size in sizes},
@@ -138,13 +138,13 @@ def _attend_masked(
 
 
 def _scores(
-    ranks: Int64[Tensor, "2 R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"]
+    ranks: Int64[Tensor, "2 R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"], *, among: int
 ) -> dict[str, dict[str, float | int | None]]:
-    """Score the ranks of boxes and of masks, for things and for stuff."""
+    """Score the ranks of boxes and of masks among all classes, for things and for stuff."""
     by_box, by_mask = ranks
     return {
-        "boxes": score(by_box[is_thing], labels[is_thing]),
-        "things": score(by_mask[is_thing], labels[is_thing]),
-        "stuff": score(by_mask[~is_thing], labels[~is_thing]),
-        "stuff_boxes": score(by_box[~is_thing], labels[~is_thing]),
+        "boxes": score(by_box[is_thing], labels[is_thing], among=among),
+        "things": score(by_mask[is_thing], labels[is_thing], among=among),
+        "stuff": score(by_mask[~is_thing], labels[~is_thing], among=among),
+        "stuff_boxes": score(by_box[~is_thing], labels[~is_thing], among=among),
     }
