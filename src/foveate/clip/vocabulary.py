@@ -16,6 +16,7 @@ since published ones share names between classes; shared names are reported.
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ def _without_numbers(source: str, classes: list[tuple[str, list[Any]]]) -> list[
             return classes
     elif any(code.isdecimal() for code in codes):
         return classes
-    _report(f"{source}: {codes[0]!r} to {codes[-1]!r} before the {len(codes)} names are read as their numbers")
+    _report(f"{source}: {codes[0]!r} to {codes[-1]!r} before the {len(codes)} names are ids, not part of the names")
     rest = [(where, names) for (where, _), (_, names) in zip(classes, found, strict=True)]
     return _without_numbers(source, rest)
 
@@ -271,6 +272,15 @@ def _split_number(names: list[Any]) -> tuple[str, list[Any]] | None:
         return first, names[1:]
     match = NUMBERED.fullmatch(first)
     return None if match is None else (match[1], [match[3], *names[1:]])
+
+
+def named_as(vocabulary: Vocabulary, known: Iterable[str]) -> tuple[str, ...]:
+    """Of each class the name, or else the first synonym, that is one of the known names; its name if none is."""
+    names = {*map(normalize_name, known)}
+    return tuple(
+        next((name for name in synonyms if normalize_name(name) in names), synonyms[0])
+        for synonyms in vocabulary.classes
+    )
 
 
 def share_words(vocabulary: Vocabulary, known: Vocabulary) -> list[bool]:

@@ -16,6 +16,7 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.data.batches import LOADING, Batches, Loading
+from foveate.data.labels import refuse_repeated
 from foveate.data.records import Dataset
 from foveate.errors import InputError
 from foveate.evaluate.crops import CropPacker
@@ -70,6 +71,7 @@ def evaluate_regions(
                          "For images without annotations use `foveate evaluate agreement`.")  # fmt: skip
     clip.eval()
     names = [category.name for category in dataset.categories]
+    refuse_repeated(dataset.name, names)
     text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)
     packer = CropPacker(clip, batch=loading.crop_batch)
     ranks: dict[tuple[str, int], list[Tensor]] = {}  # (method, size) -> ranks of boxes and of masks, on the device
