@@ -22,10 +22,8 @@ from foveate.errors import InputError, listed
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
-_NESTED = (  # keys of the weights in training checkpoints; the first that exists is read
-    "state_dict", "model", "module", "model_state_dict", "student",
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
-)  # fmt: skip
+_NESTED = ("state_dict", "model", "module", "model_state_dict", "student")  # keys of the weights in checkpoints
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # likewise, if the file has no other dictionary
 _PREFIXES = ("module.", "model.", "student.", "clip.")  # of data-parallel training and of wrapping modules
 _WRAPPED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # anywhere in a name
 _AVERAGED = "n_averaged"  # a counter beside the weights, of torch.optim.swa_utils.AveragedModel
@@ -104,9 +102,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 def _find_weights(content: Any, path: Path) -> Any:
     """Find the weights in a training checkpoint, and print the keys that are ignored."""
     for _ in range(_MAX_DEPTH):
-        inner = next((key for key in _NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-        if inner is None:
+        nested = [key for key, value in content.items() if isinstance(value, dict)] if isinstance(content, dict) else []
+        inner = next((key for key in _NESTED if key in nested), None)
+        if inner is None and (len(nested) != 1 or nested[0] not in _AVERAGES):
             break
+        inner = inner or nested[0]
         ignored = [repr(key) for key in content if key != inner]
         if ignored:
             print(f"{path}: weights are read from {inner!r}; ignored: {listed(ignored)}.", file=sys.stderr)
