@@ -123,8 +123,8 @@ _CODE = re.compile(r"\d+|n\d{8}")
 def normalize_name(name: str) -> str:
     """The form in which class names are compared: what differs only in this form is the same name.
 
-    Without case, Unicode's composition (NFKC), invisible characters, and quotes and blanks around the name; "_", "-" and
-    blanks are one blank.
+    Without case, Unicode's composition (NFKC), invisible characters, and quotes and blanks around the name; "_", "-"
+    and blanks are one blank.
     """
     if not name.isascii():
         name = "".join(character for character in normalize("NFKC", name) if category(character) != "Cf")

@@ -75,7 +75,10 @@ def test_custom_files_and_splits_json_come_first(tmp_path):
     ("content", "reason"),
     [
         ('{"base": ["a"], "novel": ["z"]}', r"1 are not, such as 'z'\..* such as 'a'"),
-        ('{"base": ["a", "b"], "novel": ["b"]}', "every name once; got 'b' twice. Write every name once, in base or in novel"),
+        (
+            '{"base": ["a", "b"], "novel": ["b"]}',
+            "every name once; got 'b' twice. Write every name once, in base or in novel",
+        ),
         ('{"base": [], "novel": ["b"]}', 'at least one name in "base"'),
         ('{"base": ["a"]}', r'need \{"base": \[names\], "novel": \[names\]\}'),
         ('["a"]', r'need \{"base": \[names\], "novel": \[names\]\}'),

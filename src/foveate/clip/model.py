@@ -400,8 +400,8 @@ class Clip(nn.Module):
         """Embed texts.
 
         Args:
-            texts: a list of B texts, or their tokens: int64 tensor (B, T) of `tokenize`, on any device; T is the context
-                length.
+            texts: a list of B texts, or their tokens: int64 tensor (B, T) of `tokenize`, on any device; T is the
+                context length.
             normalize: scale each embedding to length 1, in float32.
 
         Returns:

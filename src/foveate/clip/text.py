@@ -81,7 +81,7 @@ def embed_vocabulary(
     return embeddings
 
 
-def report_cut(clip: Clip, texts: Sequence[str], tokens: Int64[Tensor, "T context"], *, what: str = "prompts") -> None:
+def report_cut(clip: Clip, texts: list[str], tokens: Int64[Tensor, "T context"], *, what: str = "prompts") -> None:
     """Report to stderr how many texts are cut at the context length, and the first of them; nothing if none is."""
     length = tokens.shape[1]
     pad = 0 if isinstance(clip.tokenizer, SimpleTokenizer) else clip.tokenizer.tokenizer.pad_token_id

@@ -70,8 +70,8 @@ def read_vocabulary(text_or_path: str | Path) -> Vocabulary:
             classes, may_share = _json_classes(path)
             return _checked(classes, source=str(path), may_share=may_share)
     raise InputError(
-        f"{path}: need a vocabulary in a .txt or .json file; got one that ends in {path.suffix!r}. Write its names to a "
-        ".txt file, one class per line."
+        f"{path}: need a vocabulary in a .txt or .json file; got one that ends in {path.suffix!r}. Write its names to "
+        "a .txt file, one class per line."
     )
 
 
@@ -240,7 +240,9 @@ def _clean(where: str, name: Any) -> str:
     if text[0] in '"[{' or text[-1] == '"' or SEPARATORS.search(text):
         raise InputError(f"{where}: need names separated by commas; got {text!r:.60}. Write them as: dog, cat.")
     if text.lower().endswith(FILE_SUFFIXES):
-        raise InputError(f"{where}: need a class name, or one file alone; got {text!r}, and no such file. Check the path.")
+        raise InputError(
+            f"{where}: need a class name, or one file alone; got {text!r}, and no such file. Check the path."
+        )
     if is_code(text):
         kind = "a number" if text.isdecimal() else "a WordNet id"
         raise InputError(f"{where}: need class names; got {text!r}, {kind}. Write what it stands for, in words.")

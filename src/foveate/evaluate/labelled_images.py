@@ -119,11 +119,13 @@ def _empty_folders(root: Path, full: Collection[str]) -> list[str]:
 
 def _refuse_splits(root: Path, folders: Collection[str]) -> None:
     """Refuse folders train, val and test, in which the class folders are."""
-    splits = sorted((folder for folder in folders if folder.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower()))
+    splits = sorted(
+        (folder for folder in folders if folder.lower() in SPLITS), key=lambda name: SPLITS.index(name.lower())
+    )
     if splits and (len(splits) == len(folders) or len(splits) > 1):
         raise InputError(
-            f"{root}: need one folder per class, DIR/CLASS/IMAGE; found the splits {listed(splits)}. Give the folder of "
-            f"one: --data {root}/{splits[0]}."
+            f"{root}: need one folder per class, DIR/CLASS/IMAGE; found the splits {listed(splits)}. Give the folder "
+            f"of one: --data {root}/{splits[0]}."
         )
 
 

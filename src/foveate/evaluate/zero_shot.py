@@ -153,9 +153,7 @@ def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, among
     """
     per_class = score(ranks, labels, among=among)
     count = labels.numel()
-    overall = {
-        f"top{top}": 100 * int((ranks < top).sum()) / count if count and top < among else None for top in (1, 5)
-    }
+    overall = {f"top{top}": 100 * int((ranks < top).sum()) / count if count and top < among else None for top in (1, 5)}
     return {"mean": {"top1": per_class["top1"], "top5": per_class["top5"]}, "overall": overall, "count": count}
 
 

@@ -25,7 +25,9 @@ Kind = Literal["index", "safetensors", "torchscript", "torch"]
 _NESTED = ("state_dict", "model", "module", "model_state_dict", "student")  # keys of the weights in checkpoints
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # likewise, if the file has no other dictionary
 _PREFIXES = ("module.", "model.", "student.", "clip.")  # of data-parallel training and of wrapping modules
-_WRAPPED = re.compile(r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")  # anywhere in a name
+_WRAPPED = re.compile(
+    r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)  # anywhere in a name
 _AVERAGED = "n_averaged"  # a counter beside the weights, of torch.optim.swa_utils.AveragedModel
 _MAX_DEPTH = 4  # of such keys
 
@@ -58,8 +60,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a safetensors file; a file of `torch.save` with tensors by name, at the top or under "state_dict",
-            "model", "module", "model_state_dict", "student" or an average's key such as "ema"; a TorchScript archive; or the index (*.index.json) of such files.
-            Other content, such as an optimizer, is not read; its keys are printed to stderr.
+            "model", "module", "model_state_dict", "student" or an average's key such as "ema"; a TorchScript archive;
+            or the index (*.index.json) of such files. Other content, such as an optimizer, is not read; its keys are
+            printed to stderr.
 
     Returns:
         Tensors by name, without the prefixes "module.", "model.", "student." and "clip." of wrappers, and "_orig_mod."

@@ -119,9 +119,7 @@ def _names(vocabulary: Vocabulary, dataset: Dataset) -> tuple[str, ...]:
     return named_as(vocabulary, (category.name for category in dataset.categories))
 
 
-def _open_truth(
-    config: Detection, dataset: Dataset, names: tuple[str, ...], split: BaseNovel | None
-) -> GroundTruth:
+def _open_truth(config: Detection, dataset: Dataset, names: tuple[str, ...], split: BaseNovel | None) -> GroundTruth:
     return open_ground_truth(
         dataset,
         vocabulary=names,

@@ -54,9 +54,7 @@ def embed_classes(
             (ODISE's mask generator).
     """
     labels = [label for label, names in enumerate(vocabulary.classes) for _ in names]
-    embeddings = embed_vocabulary(
-        clip, vocabulary, templates=templates, normalize=length == "unit", each_name=True
-    )
+    embeddings = embed_vocabulary(clip, vocabulary, templates=templates, normalize=length == "unit", each_name=True)
     return ClassEmbeddings(embeddings, torch.tensor(labels), len(vocabulary.classes))
 
 
