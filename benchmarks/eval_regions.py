@@ -108,7 +108,7 @@ def agreement(found: dict[str, tuple[Tensor, Tensor]], theirs: list[tuple[Tensor
     for place, (kind, own) in enumerate((("boxes", labels), ("masks", labels))):
         ours, plain = (found[side][place].cpu() for side in ("ours", "plain"))
         cosine[kind] = float((ours * plain).sum(dim=1)[plain.norm(dim=1) > 0].min()) if len(ours) else None
-        top1[kind] = [score(ranks_of(ours @ text.T, own), own)["top1"], accuracy(plain, own, text, 1)]
+        top1[kind] = [score(ranks_of(ours @ text.T, own), own, among=len(text))["top1"], accuracy(plain, own, text, 1)]
     return {"least_cosine": cosine, "top1_ours_plain": top1}
 
 

@@ -12,7 +12,11 @@ Boxes are float32 xyxy in pixels with x1 < x2 and y1 < y2, one (N, 4) tensor per
 Images are uint8 RGB (3, H, W) until they are on the compute device.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from unicodedata import category, normalize
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
@@ -112,6 +116,34 @@ class Batch:
     bad: list[BadSample]
 
 
+_BETWEEN_WORDS = re.compile("[\\s_\\-\u2010-\u2015]+")  # blanks, "_" and all dashes
+_CODE = re.compile(r"\d+|n\d{8}")
+
+
+@lru_cache(maxsize=2**17)
 def normalize_name(name: str) -> str:
-    """The form in which class names are compared: lower case, "_" as a blank, single blanks between words."""
-    return " ".join(name.replace("_", " ").lower().split())
+    """The form in which class names are compared: what differs only in this form is the same name.
+
+    Without case, Unicode's composition (NFKC), invisible characters, and quotes and blanks around the name; "_", "-"
+    and blanks are one blank.
+    """
+    if not name.isascii():
+        name = "".join(character for character in normalize("NFKC", name) if category(character) != "Cf")
+        name = name.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
+    return _BETWEEN_WORDS.sub(" ", name.casefold()).strip(" '\"")
+
+
+def repeated_name(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two of the names that are compared as the same; None: there are none."""
+    first: dict[str, str] = {}
+    for name in names:
+        key = normalize_name(name)
+        if key in first:
+            return first[key], name
+        first[key] = name
+    return None
+
+
+def is_code(name: str) -> bool:
+    """Whether a class name is a number or a WordNet id (n01440764), which is no word that a text tower knows."""
+    return _CODE.fullmatch(name.strip()) is not None

@@ -107,6 +107,25 @@ def test_a_training_checkpoint_opens(tmp_path, weights, beside, layout, form):
         assert all(torch.equal(named[key], value) for key, value in weights.items())
 
 
+WRAPPED = {
+    "compiled tower": lambda state, beside: {
+        key.replace("visual.", "visual._orig_mod.").replace("ln_1.", "_checkpoint_wrapped_module.ln_1."): value
+        for key, value in state.items()
+    },
+    "averaged": lambda state, beside: {**prefixed(state, "module."), "n_averaged": torch.tensor(3)},
+    "average": lambda state, beside: {"ema": state, "epoch": 1},
+    "student": lambda state, beside: {"state_dict": prefixed(state, "student.")},
+    "student and teacher": lambda state, beside: {"student": state, "teacher": prefixed(state, "teacher.")},
+}
+
+
+@pytest.mark.parametrize("layout", WRAPPED)
+def test_wrappers_in_names_and_keys_of_averages_are_removed(tmp_path, weights, beside, layout):
+    torch.save(WRAPPED[layout](weights, beside), tmp_path / "w.pt")
+    state = read_state(tmp_path / "w.pt")
+    assert state.keys() == weights.keys() and torch.equal(state["logit_scale"], weights["logit_scale"])
+
+
 def test_ignored_keys_of_a_checkpoint_are_printed(tmp_path, weights, beside, capsys):
     torch.save({**beside, "state_dict": weights}, tmp_path / "w.pt")
     read_state(tmp_path / "w.pt")

@@ -70,6 +70,8 @@ def test_weights_named_twice_must_be_the_same():
         ("vit-b-16", ["ViT-B-16"]),
         ("sacade-small", ["foveate-small"]),
         ("/no/such/folder", ["/no/such/folder", "folder"]),
+        ("openai/clip-vit-base-patch16", ["Write hf-hub:openai/clip-vit-base-patch16 if"]),
+        ("https://huggingface.co/timm/ViT-B-16-SigLIP", ["Write hf-hub:timm/ViT-B-16-SigLIP if"]),
         ("coca_ViT-B-32", ["CoCa"]),
         ("roberta-ViT-B-32", ["Hugging Face"]),
     ],

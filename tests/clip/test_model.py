@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from foveate.clip.dense import default_windows, last_block_use, tower_stages
 from foveate.clip.eva import EvaTower
 from foveate.clip.heads import HEADS
+from foveate.clip.inputs import warn_unnormalised
 from foveate.clip.io.weights import save_clip
 from foveate.clip.load import load
 from foveate.clip.model import Clip
@@ -89,6 +90,45 @@ def test_boxes_and_masks_pool_the_dense_feature_map(clip):
     raw = clip.encode_dense(images, normalize=False)
     torch.testing.assert_close(raw / raw.norm(dim=1, keepdim=True), dense)
     assert not torch.allclose(clip.encode_boxes(images, boxes), clip.encode_boxes(images, boxes, head="value_only"))
+
+
+def test_texts_are_tokenized_and_wrong_tokens_refused(make_clip):
+    clip = make_clip("vit")
+    tokens = clip.tokenize(["a dog", "a cat"])
+    assert torch.equal(clip.encode_text(["a dog", "a cat"]), clip.encode_text(tokens))
+    assert torch.equal(clip.encode_text(tokens.int()), clip.encode_text(tokens))
+    for texts in ("a dog", [], ["a dog", 3]):
+        with pytest.raises(InputError, match="need a list of texts, or a tensor of tokens"):
+            clip.encode_text(texts)
+    for wrong, message in (
+        (tokens.float(), "need int64, of `tokenize`; got torch.float32"),
+        (tokens[:, :-1], rf"need \(B, {tokens.shape[1]}\), the context length"),
+        (tokens[0], "the context length"),
+        (torch.full_like(tokens, 10**6), "need 0 to .*; got 1000000 to 1000000"),
+        (tokens - 1, "got -1 to"),
+    ):
+        with pytest.raises(InputError, match=message):
+            clip.encode_text(wrong)
+
+
+@pytest.mark.parametrize(("scale", "found"), [(1, r"\[0, 1\]"), (255, r"\[0, 255\]")])
+def test_images_that_are_not_normalised_are_warned_about_once(make_clip, scale, found):
+    clip = make_clip("vit")
+    images = scale * torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=f"need normalised ones.*{found}") as caught:
+        clip.encode_dense(list(images))
+        clip.encode_image(images)
+    assert len(caught) == 1
+
+
+def test_normalised_images_are_not_warned_about(make_clip):
+    for image in (torch.zeros(3, 24, 24), torch.ones(3, 24, 24), torch.rand(3, 24, 24)):  # warnings are errors
+        clip = make_clip("vit")
+        mean, std = torch.tensor(clip.mean)[:, None, None], torch.tensor(clip.std)[:, None, None]
+        clip.encode_image(((image - mean) / std)[None])
+        clip.encode_image(image[None])  # looked at once
+    assert not warn_unnormalised(torch.rand(1, 3, 8, 8, device="meta"), mean=clip.mean, std=clip.std)
+    assert warn_unnormalised(torch.rand(1, 3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)  # [0, 1] is what it takes
 
 
 def test_invalid_images_boxes_and_masks_are_refused(clip):

@@ -11,6 +11,7 @@ from foveate.clip.templates import VILD_TEMPLATES, TemplateSet, template_set
 from foveate.clip.text import embed_vocabulary
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
+from foveate.heads.common.text import embed_classes
 from foveate.io.files import default_cache
 
 TWO = ("a photo of {article} {}.", "the {}.")
@@ -102,6 +103,38 @@ def test_synonyms_are_averaged_and_the_background_is_last(make_clip):
     got = embed_vocabulary(clip, vocabulary, templates="none", background="nothing")
     torch.testing.assert_close(got, by_definition(clip, wanted), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(embed_vocabulary(clip, vocabulary, templates="none"), got[:2])
+
+
+def test_prompts_beyond_the_context_are_reported(make_clip, capsys):
+    clip = make_clip("vit")
+    room = clip.tokenize(["cat"]).shape[1] - 2  # beside the first and the last token
+    embed_vocabulary(clip, ["cat", "cat " * room], templates="none")
+    assert capsys.readouterr().err == ""  # it just fits
+    embed_vocabulary(clip, ["cat", "dog " * (room + 1)], templates=TWO)
+    length = room + 2
+    assert capsys.readouterr().err.startswith(
+        f"2 of 4 prompts exceed the {length} tokens of {clip.name} and are cut, first 'a photo of a dog dog"
+    )
+
+
+def test_classes_with_the_same_tokens_are_refused(make_clip):
+    clip = make_clip("vit")
+    long = "dog " * clip.tokenize(["cat"]).shape[1]
+    with pytest.raises(InputError, match=r"prompts that differ; those of 'dog dog .* have the same \d+ tokens"):
+        embed_vocabulary(clip, ["cat", long + "cat", long + "cow"], templates="none")
+    with pytest.raises(InputError, match="prompts that differ"):
+        embed_classes(clip, Vocabulary((("cat", long + "cat"), (long + "cow", "cat"))), templates="none")
+    # names that official lists have in two classes stay, and so does one synonym that is cut to the same
+    shared = Vocabulary((("screen", "tv"), ("screen", "door"), (long + "a",), ("pig", long + "b")))
+    assert len(embed_classes(clip, shared, templates="none").embeddings) == 7
+    assert len(embed_vocabulary(clip, ["screen", "screen"], templates="none")) == 2
+
+
+def test_a_row_for_each_name(make_clip):
+    clip = make_clip("vit")
+    classes = Vocabulary((("cat", "kitty"), ("dog",)))
+    each = embed_vocabulary(clip, classes, templates=TWO, each_name=True)
+    assert torch.equal(each, embed_vocabulary(clip, ["cat", "kitty", "dog"], templates=TWO))
 
 
 def test_invalid_vocabularies_are_refused(make_clip):

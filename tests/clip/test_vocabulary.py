@@ -8,6 +8,7 @@ import pytest
 from foveate.clip import vocabulary
 from foveate.clip.vocabulary import read_vocabulary
 from foveate.errors import InputError
+from foveate.types import normalize_name, repeated_name
 
 CAT_AND_DOG = (("cat", "kitty"), ("hot dog",))
 
@@ -115,3 +116,74 @@ def test_missing_and_too_large_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(vocabulary, "MAX_BYTES", 13)  # of its 14
     with pytest.raises(InputError, match="at most 13 bytes; it has 14"):
         read_vocabulary(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "classes", "told"),
+    [
+        ("a.txt", "0: cat, kitty\n1: hot dog", CAT_AND_DOG, "'0' to '1' before the 2 names are ids"),
+        ("a.txt", "1 cat\n13 hot dog", (("cat",), ("hot dog",)), "'1' to '13'"),
+        ("a.txt", "id,name\n0,cat\n1,hot dog", (("cat",), ("hot dog",)), "'id,name' is read as the names of columns"),
+        ("a.txt", "n02123045 cat, kitty\nn07697537\thot dog", CAT_AND_DOG, "'n02123045' to 'n07697537'"),
+        ("a.txt", "0 n02123045 cat\n1 n07697537 hot dog", (("cat",), ("hot dog",)), "'n02123045'"),
+        ("a.txt", "cat, kitty, dog", (("cat", "kitty", "dog"),), "one class, 'cat', of which kitty, dog are synonyms"),
+        ("a.txt", "3 wheeler\n4 wheeler", (("3 wheeler",), ("4 wheeler",)), ""),  # numbers of no list
+        ("a.txt", "1 wheeler\ncat", (("1 wheeler",), ("cat",)), ""),
+        ("a.json", '{"base": ["cat"], "novel": ["hot dog"]}', (("cat",), ("hot dog",)), "base then novel"),
+        ("a.json", '{"names": {"1": "hot dog", "0": "cat, kitty"}, "nc": 2}', CAT_AND_DOG, "the classes in 'names'"),
+        ("a.json", '{"classes": [["cat", "kitty"], ["hot dog"]]}', CAT_AND_DOG, "the classes in 'classes'"),
+        ("a.json", '{"categories": [{"id": 7, "name": "cat"}], "images": []}', (("cat",),), "in 'categories'"),
+        ("a.json", '{"0": ["n02123045", "cat"], "1": ["n07697537", "hot dog"]}', (("cat",), ("hot dog",)), "0 to 1"),
+        ("a.json", '{"n02123045": ["cat", "kitty"], "n07697537": "hot dog"}', CAT_AND_DOG, "of 2 WordNet ids"),
+        ("a.json", '{"hot dog": 1, "cat": 0}', (("cat",), ("hot dog",)), "the numbers of classes, 0 to 1"),
+    ],
+)
+def test_other_forms_are_read_as_what_they_are_and_reported(tmp_path, capsys, name, content, classes, told):
+    assert read_vocabulary(written(tmp_path, name, content)).classes == classes
+    error = capsys.readouterr().err
+    assert told in error and bool(told) == bool(error)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("dog;cat", "need names separated by commas; got 'dog;cat'"),
+        ("dog\ncat", "need names separated by commas"),
+        ("dog\uff0ccat", "need names separated by commas"),
+        ('["dog", "cat"]', "need names separated by commas"),
+        ('dog, "cat', "name 2: need names separated by commas"),
+        ("names.csv", "need a class name, or one file alone; got 'names.csv', and no such file"),
+        ("dog, cat.yaml", "name 2: .*no such file"),
+        ("cat, list.txt", "not found"),
+        ("0, 1", "name 1: need class names; got '0', a number"),
+        ("dog, n01440764", "name 2: need class names; got 'n01440764', a WordNet id"),
+        ("caf\u00e9, cafe\u0301", "need every name once"),
+        ("T-shirt, t shirt", "need every name once"),
+    ],
+)
+def test_what_is_no_list_of_names_is_refused(typed, message):
+    with pytest.raises(InputError, match=message):
+        read_vocabulary(typed)
+
+
+def test_quotes_around_names_are_no_part_of_them():
+    assert read_vocabulary("\"dog\", 'hot dog', boys'").names == ("dog", "hot dog", "boys'")
+    with pytest.raises(InputError, match="need a number per class; got 0 twice"):
+        vocabulary._classes_of(Path("a.json"), vocabulary._Pairs([("0", "a"), ("00", "b")]))
+
+
+def test_a_class_is_called_as_the_known_name_that_it_has():
+    classes = vocabulary.Vocabulary((("sofa", "Couch"), ("traffic_light",), ("zebra",)))
+    assert vocabulary.named_as(classes, ["couch", "traffic light"]) == ("Couch", "traffic_light", "zebra")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("traffic_light", "Traffic  Light"), ("T-shirt", "t shirt"), ("caf\u00e9", "cafe\u0301"), ("'dog' ", "dog"),
+        ("x\u2013ray", "X-ray"), ("\u200bdog", "dog"), ("\uff44og", "dog"), ("Stra\u00dfe", "STRASSE"),
+    ],
+)  # fmt: skip
+def test_names_that_differ_in_form_are_the_same(one, other):
+    assert normalize_name(one) == normalize_name(other) and repeated_name(["a", one, other]) == (one, other)
+    assert normalize_name("dogs") != normalize_name("dog") and repeated_name(["dog", "dogs"]) is None

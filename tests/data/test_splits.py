@@ -45,7 +45,10 @@ def test_ov_coco_is_recognised_by_its_names(tmp_path):
     assert split.base[:4] == ("person", "bicycle", "car", "motorcycle") and split.base[-1] == "toothbrush"
     assert {"airplane", "scissors"} <= set(split.novel) and {"traffic light", "hair drier"} <= set(split.excluded)
     assert len({*split.base, *split.novel, *split.excluded}) == 80
-    assert split_of(named(*COCO.split()), tmp_path) is None  # other names, another data set
+    other = split_of(named(*COCO.split()), tmp_path)  # the same names, written with "_"
+    assert other is not None and (len(other.base), len(other.novel)) == (48, 17) and "stop_sign" in other.excluded
+    assert split_of(named(*COCO.split()[:-1], "brush"), tmp_path) is not None  # of base classes the names do not count
+    assert split_of(named(*COCO.replace("cat", "kitten").split()), tmp_path) is None  # another data set
     assert split_of(named(*OV_COCO_NOVEL, *OV_COCO_EXCLUDED), tmp_path) is None
 
 
@@ -72,7 +75,10 @@ def test_custom_files_and_splits_json_come_first(tmp_path):
     ("content", "reason"),
     [
         ('{"base": ["a"], "novel": ["z"]}', r"1 are not, such as 'z'\..* such as 'a'"),
-        ('{"base": ["a", "b"], "novel": ["b"]}', "every name once, in base or in novel; got 'b' twice"),
+        (
+            '{"base": ["a", "b"], "novel": ["b"]}',
+            "every name once; got 'b' twice. Write every name once, in base or in novel",
+        ),
         ('{"base": [], "novel": ["b"]}', 'at least one name in "base"'),
         ('{"base": ["a"]}', r'need \{"base": \[names\], "novel": \[names\]\}'),
         ('["a"]', r'need \{"base": \[names\], "novel": \[names\]\}'),

@@ -47,7 +47,7 @@ def test_absent_classes_do_not_change_the_mean():
     """Five classes compete, two are present: (1/2 + 0) / 2 over these, although class 4 is predicted."""
     scores = torch.tensor([[0.9, 0, 0, 0, 0.1], [0.1, 0, 0, 0, 0.9], [0, 0.2, 0, 0, 0.9]])
     labels = torch.tensor([0, 0, 1])
-    assert score(ranks_of(scores, labels), labels) == {"top1": 25.0, "top5": 100.0, "count": 3}
+    assert score(ranks_of(scores, labels), labels, among=5) == {"top1": 25.0, "top5": None, "count": 3}
 
 
 def test_crops_of_things_are_enlarged_and_clipped_and_those_of_stuff_are_not():
@@ -141,9 +141,9 @@ def test_masked_attention_uses_the_same_inputs(clip, coco):
     ranks = ranks_of(torch.cat(by_mask) @ text.T, truth)
     by_box_ranks = ranks_of(torch.cat(by_box) @ text.T, truth)
     expected = {
-        "boxes": score(by_box_ranks[thing], truth[thing]),
-        "things": score(ranks[thing], truth[thing]),
-        "stuff": score(ranks[~thing], truth[~thing]),
-        "stuff_boxes": score(by_box_ranks[~thing], truth[~thing]),
+        "boxes": score(by_box_ranks[thing], truth[thing], among=len(text)),
+        "things": score(ranks[thing], truth[thing], among=len(text)),
+        "stuff": score(ranks[~thing], truth[~thing], among=len(text)),
+        "stuff_boxes": score(by_box_ranks[~thing], truth[~thing], among=len(text)),
     }
     assert result["masked"][64] == expected and result["masked"][64] != result["dense"][64]

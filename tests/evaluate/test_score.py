@@ -38,6 +38,12 @@ def test_ties_and_nan_count_against_the_region():
 
 
 def test_score_of_one_kind_of_region():
-    assert score(torch.tensor([0, 3, 0]), torch.tensor([0, 0, 1])) == {"top1": 75.0, "top5": 100.0, "count": 3}
+    assert score(torch.tensor([0, 3, 0]), torch.tensor([0, 0, 1]), among=6) == {"top1": 75.0, "top5": 100.0, "count": 3}
     nothing = torch.tensor([], dtype=torch.int64)
-    assert score(nothing, nothing) == {"top1": None, "top5": None, "count": 0}
+    assert score(nothing, nothing, among=6) == {"top1": None, "top5": None, "count": 0}
+
+
+@pytest.mark.parametrize(("among", "found"), [(5, (75.0, None)), (1, (None, None))])
+def test_accuracy_within_as_many_ranks_as_classes_is_none(among, found):
+    scores = score(torch.tensor([0, 3, 0]), torch.tensor([0, 0, 1]), among=among)
+    assert (scores["top1"], scores["top5"]) == found  # it would always be 100

@@ -72,9 +72,11 @@ def embed(clip, image: torch.Tensor, box: list[float]) -> torch.Tensor:
 
 def test_accuracies_by_hand():
     """Class 0: one of three right; class 2: one of one. Mean (1/3 + 1) / 2, overall 2 of 4; class 1 does not count."""
-    found = accuracies(torch.tensor([0, 7, 3, 0]), torch.tensor([0, 0, 0, 2]))
+    found = accuracies(torch.tensor([0, 7, 3, 0]), torch.tensor([0, 0, 0, 2]), among=9)
     assert found["mean"] == {"top1": pytest.approx(200 / 3), "top5": pytest.approx(100 * (2 / 3 + 1) / 2)}
     assert found["overall"] == {"top1": 50.0, "top5": 75.0} and found["count"] == 4
+    few = accuracies(torch.tensor([0, 2]), torch.tensor([0, 2]), among=3)
+    assert few["overall"] == {"top1": 50.0, "top5": None} and few["mean"]["top5"] is None
 
 
 def test_the_central_square():
@@ -157,7 +159,44 @@ def test_class_folders(folders):
     read = class_folders(open_data(folders / "set", split="val"), names=folders / "names.json")
     assert read.classes.classes == (("cup", "mug"), ("wild dog",))
     assert read.by_image == {"n01/2.png": 0, "n01/5.png": 0, "n02/1.png": 1, "n02/3.png": 1, "n02/4.png": 1}
-    assert class_folders(open_data(folders / "set", split="val")).classes.names == ("n01", "n02")
+
+
+def test_class_folders_that_are_no_names_are_refused(coco, tmp_path):
+    for folders, message in (
+        (("n01440764", "n01443537"), "2 of 2 are WordNet ids, such as n01440764. Give their names: --labels"),
+        (("0", "dog"), "1 of 2 are numbers, such as 0"),
+        (("train", "val"), r"found the splits val, train. Give the folder of one: --data .*/x/val\.$"),
+        (("Test",), r"--data .*/x/Test\.$"),
+        (("traffic_light", "Traffic light"), "'Traffic light' and 'traffic_light', which are compared as the same"),
+    ):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        for folder in folders:
+            (tmp_path / "x" / folder / "in").mkdir(parents=True)
+            shutil.copy(coco / "val2017/1.png", tmp_path / "x" / folder / "in/1.png")
+        with pytest.raises(InputError, match=message):
+            class_folders(open_data(tmp_path / "x", split="val"))
+    for folder in ("train", "car"):  # a vehicle among others
+        (tmp_path / "y" / folder).mkdir(parents=True)
+        shutil.copy(coco / "val2017/1.png", tmp_path / "y" / folder)
+    assert class_folders(open_data(tmp_path / "y", split="val")).classes.names == ("car", "train")
+
+
+def test_a_class_folder_without_images_competes_and_is_noted(folders, tmp_path, capsys):
+    shutil.copytree(folders / "set", tmp_path / "set")
+    for name in ("n03", ".cache", "__MACOSX"):
+        (tmp_path / "set" / name).mkdir()
+    found = class_folders(open_data(tmp_path / "set", split="val"), names=folders / "names.json")
+    assert found.classes.names == ("cup", "wild dog", "bus") and set(found.by_image.values()) == {0, 1}
+    assert found.dataset.ignored_lines() == ["1 class folders have no image, and compete as classes: n03"]
+    # ImageNet's index of classes, and a name of two folders
+    index = {"0": ["n01440764", "crane"], "1": ["n01443537", "crane"]}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "set/n01").rename(tmp_path / "set/n01440764")
+    (tmp_path / "set/n02").rename(tmp_path / "set/N01443537")
+    (tmp_path / "set/n03").rmdir()
+    found = class_folders(open_data(tmp_path / "set", split="val"), names=tmp_path / "index.json")
+    assert found.classes.names == ("crane", "crane")
+    assert "'crane' is the name of several folders" in capsys.readouterr().err
 
 
 def test_wrong_class_folders_are_refused(folders, coco, tmp_path):

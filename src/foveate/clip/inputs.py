@@ -4,7 +4,8 @@ Only this file handles lists of images: below it, images are one tensor (B, 3, H
 that fills only its top left.
 """
 
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from foveate.ops.pool import shrink_masks
 from foveate.ops.resample import pad_right_bottom
 
 Images = Float[Tensor, "B 3 H W"] | list[Float[Tensor, "3 _ _"]]
+MAX_NORMALISED = 16.0  # white is 2 to 3; an image in [0, 255] is above
 Grid = tuple[int, int]  # (h, w) of the patches of an image
 
 
@@ -127,3 +129,56 @@ def _check_finite(images: Float[Tensor, "B 3 H W"]) -> None:
         if not finite.all():
             index = int((~finite).nonzero()[0])
             raise InputError(f"images: need finite numbers; image {index} holds NaN or infinity. Check its source.")
+
+
+def warn_unnormalised(images: Images, *, mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
+    """Warn if images are not normalised with `mean` and `std`, by their range; waits for their device.
+
+    Returns:
+        Whether there were values to look at; tensors without any (fake ones, or traced by the compiler) have none.
+    """
+    parts = images if isinstance(images, list) else [images]
+    if not all(type(part) is Tensor and part.numel() and part.device.type != "meta" for part in parts):
+        return False
+    if torch.compiler.is_compiling() or not parts:
+        return False
+    low, high = torch.stack([torch.stack(part.detach().float().aminmax()) for part in parts]).T
+    low, high = low.min().item(), high.max().item()
+    lowest = min(-centre / scale for centre, scale in zip(mean, std, strict=True))  # of black
+    if high > MAX_NORMALISED:
+        found = "[0, 255]" if low >= 0 else f"[{low:.4g}, {high:.4g}]"
+    elif low >= 0 and high <= 1 and high - low > 0.5 and lowest < 0:
+        found = "[0, 1]"
+    else:
+        return True
+    warnings.warn(
+        f"images: need normalised ones, (x - mean) / std of x in [0, 1]; got values in {found}. Divide by 255 if they "
+        "are in [0, 255], and use foveate.ops.resample.normalize or the model's mean and std.",
+        stacklevel=4,
+    )
+    return True
+
+
+def check_tokens(tokens: Tensor, text: dict[str, Any]) -> None:
+    """Refuse tokens that do not fit the text tower.
+
+    Args:
+        text: "text_cfg" of the model.
+
+    Raises:
+        InputError: another type or length; on the CPU also a token that the tower does not have.
+    """
+    length, count = text.get("context_length", 77), text.get("vocab_size", 49408)
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise InputError(f"tokens: need int64, of `tokenize`; got {tokens.dtype}. Pass the texts, or tokenize them.")
+    if tokens.ndim != 2 or tokens.shape[1] != length:
+        raise InputError(
+            f"tokens: need (B, {length}), the context length, of `tokenize`; got {tuple(tokens.shape)}. Tokenize the "
+            "texts with this model's tokenizer."
+        )
+    if type(tokens) is Tensor and tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= count:
+            raise InputError(
+                f"tokens: need 0 to {count - 1}; got {low} to {high}. Tokenize the texts with this model's tokenizer."
+            )

@@ -5,6 +5,7 @@ Only open_clip tags and "hf-hub:ORG/NAME" download, and at their first use the t
 """
 
 import difflib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,11 +201,12 @@ def _check_activation(found: Found, source: Path, *, openai: bool, tag: bool) ->
             f"{source}: OpenAI's files need quick_gelu, which {found.name} lacks. "
             "Load the file by its path alone, or into the architecture whose name ends in -quickgelu."
         )
-    twin = f"{found.name}-quickgelu"
-    if not tag and describe_architecture(found.name) is not None and describe_architecture(twin) is not None:
+    name = found.name.replace("/", "-")
+    twin = f"{name}-quickgelu"
+    if not tag and describe_architecture(name) is not None and describe_architecture(twin) is not None:
         print(
             f"{source}: these weights would fit {twin} as well, and do not show which activation they were trained "
-            f"with. GELU is used, as in {found.name}; weights derived from OpenAI's need {twin}.",
+            f"with. GELU is used, as in {name}; weights derived from OpenAI's need {twin}.",
             file=sys.stderr,
         )
 
@@ -242,6 +244,13 @@ def _find(name: str) -> Found:
         return _find_in(path, name)
     if path.is_file():
         return _recognise(path)
+    repository = re.fullmatch(r"(?:(?:https?://)?huggingface\.co/)?([\w.-]+/[\w.-]+)/?", name)
+    if repository is not None:
+        hub = f"hf-hub:{repository[1]}"
+        raise InputError(
+            f"model: {name!r} is neither an open_clip architecture, nor an existing folder or weights file. Write "
+            f"{hub} if it is a model of the Hugging Face hub; otherwise check the path."
+        )
     names = [SMALL, *open_clip.list_models()]
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or [SMALL, "EVA02-B-16", "ViT-B-16", "ViT-L-14"]
     raise InputError(

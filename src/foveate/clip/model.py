@@ -40,10 +40,12 @@ from foveate.clip.inputs import (
     PackedBatch,
     check_images,
     check_regions,
+    check_tokens,
     image_grids,
     masks_on_grid,
     pack_images,
     pack_regions,
+    warn_unnormalised,
 )
 from foveate.clip.names import Head, Pad, RegionHead
 from foveate.clip.tower import Windows
@@ -109,6 +111,7 @@ class Clip(nn.Module):
         if (gates := config.get("foveate", {}).get("gates")) is not None:
             self.gates = gates
         self.run_block: RunBlock = whole_block
+        self._has_seen_images = False  # and warned if they are not normalised
 
     def train(self, mode: bool = True) -> "Clip":
         """Set the training mode; BatchNorm layers of residual networks keep their statistics, as in CLIP."""
@@ -393,28 +396,44 @@ class Clip(nn.Module):
                 layer_maps += [output] if isinstance(images, Tensor) else batch.unpad(output)
         return [layer_maps[0] for layer_maps in maps] if isinstance(images, Tensor) else maps
 
-    def encode_text(self, tokens: Int64[Tensor, "B T"], *, normalize: bool = True) -> Float[Tensor, "B D"]:
+    def encode_text(self, texts: Int64[Tensor, "B T"] | list[str], *, normalize: bool = True) -> Float[Tensor, "B D"]:
         """Embed texts.
 
         Args:
-            tokens: int64 tensor (B, T) of `tokenize`, on any device; T is the context length.
+            texts: a list of B texts, or their tokens: int64 tensor (B, T) of `tokenize`, on any device; T is the
+                context length.
             normalize: scale each embedding to length 1, in float32.
 
         Returns:
             Embeddings (B, D), on the device of the model.
 
+        Raises:
+            InputError: a single text that is not in a list, tokens of another type or length, or tokens on the CPU that
+                the text tower does not have.
+
         Example::
 
             >>> clip = foveate.load("foveate-small")
-            >>> clip.encode_text(clip.tokenize(["a photo of a cat", "a photo of a dog"])).shape
+            >>> clip.encode_text(["a photo of a cat", "a photo of a dog"]).shape
             torch.Size([2, 128])
         """
+        tokens = texts if isinstance(texts, Tensor) else self._tokens_of(texts)
+        check_tokens(tokens, self.config["model_cfg"]["text_cfg"])
         embeddings = self.model.encode_text(tokens.to(self.model.logit_scale.device))
         return F.normalize(embeddings.float(), dim=1) if normalize else embeddings
 
     def tokenize(self, texts: list[str]) -> Int64[Tensor, "B T"]:
         """Convert texts to tokens, truncated or zero-padded to the context length T."""
         return self.tokenizer(texts)
+
+    def _tokens_of(self, texts: list[str]) -> Int64[Tensor, "B T"]:
+        """The tokens of a list of texts, of which too long ones are cut."""
+        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts) or not texts:
+            raise InputError(
+                f"encode_text: need a list of texts, or a tensor of tokens; got {texts!r:.80}. Write "
+                '["a dog"], or tokenize(["a dog"]).'
+            )
+        return self.tokenize([*texts])
 
     def _pooled(
         self, images: Images, regions: list[Tensor], head: Head, pool: Callable[[Tensor, list[Tensor]], Tensor]
@@ -441,6 +460,8 @@ class Clip(nn.Module):
     def _pack(self, images: Images) -> list[PackedBatch]:
         """The batches that the image tower runs: one, or one per image of a list where it cannot mask padding."""
         like = next(self.visual.parameters())
+        if not self._has_seen_images and warn_unnormalised(images, mean=self.mean, std=self.std):
+            self._has_seen_images = True
         return pack_images(images, patch=self.patch_size, together=tower_of(self.visual).takes_mixed_sizes, like=like)
 
     def _grid(self, batch: Tensor) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -34,6 +35,7 @@ def embed_vocabulary(
     templates: TemplateName | tuple[str, ...] = "vild",
     background: str | None = None,
     normalize: bool = True,
+    each_name: bool = False,
     batch: int = 512,
     cache: Path | None = None,
 ) -> Float[Tensor, "K D"]:
@@ -44,33 +46,77 @@ def embed_vocabulary(
         templates: "vild", "clip", "none", or custom ones; see `foveate.clip.templates.template_set`.
         background: name of an additional class, the last, for what belongs to no class ("background").
         normalize: scale the embedding of each prompt and their mean to length 1; ODISE does neither.
+        each_name: return a row for every name and synonym, class by class, instead of one for every class.
         batch: prompts embedded at once.
         cache: folder that stores the embeddings for calls with the same text tower, prompts, batch, device and number
             of threads; the result has the same bits with and without it. None: no cache.
 
     Returns:
-        (K, D) on the device of the model; K + 1 rows with a background.
+        (K, D) on the device of the model; K + 1 rows with a background. Prompts that exceed the context length are cut
+        and reported.
 
     Raises:
-        InputError: no names, an empty name, unknown templates, a batch below 1, or a background that is a class.
+        InputError: no names, an empty name, unknown templates, a batch below 1, a background that is a class, or two
+            classes of different names with the same tokens.
     """
     classes = _class_names(vocabulary, background)
     prompts = template_set(templates)
     if batch < 1:
         raise InputError(f"batch: need at least 1 prompt; got {batch}.")
-    texts = [[text for name in names for text in prompts.fill(name)] for names in classes]
-    tokens = clip.tokenize([text for class_texts in texts for text in class_texts])  # (T, context)
-    counts = [len(class_texts) for class_texts in texts]
+    texts = [text for names in classes for name in names for text in prompts.fill(name)]
+    tokens = clip.tokenize(texts)  # (T, context)
+    report_cut(clip, texts, tokens)
+    check_distinct(classes, tokens, templates=len(prompts.templates))
+    rows = [(name,) for names in classes for name in names] if each_name else classes
+    counts = [len(names) * len(prompts.templates) for names in rows]
     if cache is None:
         return _embed(clip, tokens, counts, normalize=normalize, batch=batch)
     key = _cache_key(clip, tokens, counts, normalize=normalize, batch=batch)
     path = cache / f"text-{key}.safetensors"
-    cached = _read_cached(path, key=key, shape=(len(classes), clip.embed_dim))
+    cached = _read_cached(path, key=key, shape=(len(rows), clip.embed_dim))
     if cached is not None:
         return cached.to(clip.model.logit_scale.device)
     embeddings = _embed(clip, tokens, counts, normalize=normalize, batch=batch)
     _write_cached(path, embeddings.cpu(), key=key)
     return embeddings
+
+
+def report_cut(clip: Clip, texts: list[str], tokens: Int64[Tensor, "T context"], *, what: str = "prompts") -> None:
+    """Report to stderr how many texts are cut at the context length, and the first of them; nothing if none is."""
+    length = tokens.shape[1]
+    pad = 0 if isinstance(clip.tokenizer, SimpleTokenizer) else clip.tokenizer.tokenizer.pad_token_id
+    full = (tokens[:, -2:] != pad).any(dim=1).nonzero()[:, 0].tolist()  # their last tokens are not padding, or one is
+    if not full:
+        return
+    longer = clip.tokenizer([texts[index] for index in full], context_length=length + 1)
+    is_cut = (longer[:, :length] != tokens[full]).any(dim=1).tolist()
+    cut = [texts[index] for index, beyond in zip(full, is_cut, strict=True) if beyond]
+    if cut:
+        print(
+            f"{len(cut)} of {len(texts)} {what} exceed the {length} tokens of {clip.name} and are cut, first "
+            f"{cut[0]!r:.80}",
+            file=sys.stderr,
+        )
+
+
+def check_distinct(classes: Sequence[Sequence[str]], tokens: Int64[Tensor, "T context"], *, templates: int) -> None:
+    """Refuse classes of different names that have the same tokens, as cut ones may; they could not be told apart.
+
+    Args:
+        tokens: of each name of each class in each of `templates` templates.
+
+    Raises:
+        InputError: names both classes.
+    """
+    prompts = iter(tokens.cpu().numpy().reshape(-1, templates * tokens.shape[1]))  # one row per name
+    known: dict[frozenset[bytes], Sequence[str]] = {}
+    for names in classes:
+        other = known.setdefault(frozenset(next(prompts).tobytes() for _ in names), names)
+        if {*map(normalize_name, names)} != {*map(normalize_name, other)}:
+            raise InputError(
+                f"classes: need prompts that differ; those of {other[0]!r:.80} and {names[0]!r:.80} have the same "
+                f"{tokens.shape[1]} tokens. Shorten or change these names, or use shorter templates."
+            )
 
 
 def _class_names(vocabulary: Vocabulary | Sequence[str], background: str | None) -> list[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from foveate.data.datasets.voc import NAMES
 from foveate.data.names import DataKind
 from foveate.data.splits import OV_COCO_EXCLUDED, OV_COCO_NOVEL
-from foveate.types import Category
+from foveate.types import Category, normalize_name
 
 TITLES: dict[DataKind, str] = {
     "any": "any images",
@@ -30,7 +30,8 @@ COUNTS: dict[int, DataKind] = {
 
 def kind_of(categories: Sequence[Category]) -> DataKind:
     """The data set with these categories; "any": none that a recipe names."""
-    names, things = {category.name for category in categories}, sum(category.is_thing for category in categories)
+    names = {normalize_name(category.name) for category in categories}
+    things = sum(category.is_thing for category in categories)
     if any(category.frequency is not None for category in categories):
         return "lvis"
     if things == len(categories) == 80 and names >= {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED}:

@@ -5,7 +5,8 @@
     ["name, synonym", ...]   JSON, CAT-Seg's lists of class names: no ids, the classes in the data set's order
     objectInfo150.txt        columns Idx ... [Stuff] Name, ADE20K's own
 
-No list is part of the package: each data set has its own. Names are equal if they differ only in case, "_" and spaces.
+No list is part of the package: each data set has its own. Names are compared as by
+`foveate.types.normalize_name`.
 `foveate.clip.text` embeds names in prompt templates; `foveate.clip.vocabulary` reads custom lists.
 """
 
@@ -18,7 +19,7 @@ from foveate.data.validation import fail, read_text, short
 from foveate.errors import InputError, listed
 from foveate.io.files import write_whole
 from foveate.io.json_text import parse_json
-from foveate.types import Category, normalize_name
+from foveate.types import Category, normalize_name, repeated_name
 
 INVALID = "invalid_class_id"
 MAX_BYTES = 4_000_000
@@ -160,6 +161,15 @@ def class_names(
         )
     report(f"--labels {labels}: its ids are not those of {name}; its classes are used in their order")
     return replace(given, ids=known.ids, is_thing=known.is_thing)
+
+
+def refuse_repeated(source: str, names: Iterable[str], *, do: str = "Correct the annotation file.") -> None:
+    """Refuse names that are compared as the same; they are the text of classes, which could not be told apart."""
+    twice = repeated_name(names)
+    if twice is not None:
+        is_equal = twice[0] == twice[1]
+        got = f"{twice[0]!r} twice" if is_equal else f"{twice[0]!r} and {twice[1]!r}, which are compared as the same"
+        fail(source, "every name once", got, do)
 
 
 def labels_of(categories: Sequence[Category]) -> Labels:

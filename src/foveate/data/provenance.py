@@ -5,7 +5,7 @@ So `foveate proposals` writes its training classes into its file, and `foveate d
 
     {"info": {"provenance": {"training_categories": [names], "novel_categories": [names], "rule": ..., ...}}, ...}
 
-Names are compared without regard to case, and `_` is a space. A file without provenance is accepted with a note, and
+Names are compared as by `foveate.types.normalize_name`. A file without provenance is accepted with a note, and
 synonyms (LVIS's "sofa", COCO's "couch") are not recognised.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from foveate.data.validation import parse, short
 from foveate.errors import InputError, listed
+from foveate.types import normalize_name
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def check_provenance(path: Path, novel: Collection[str] | None, *, known: Collec
             f"--regions {path}: has no provenance (info.provenance), so it is not known whether it has seen novel "
             "classes; `foveate proposals` writes files with provenance"
         )
-    held_out = {_normalise(name) for name in (provenance.novel_categories if novel is None else novel)}
-    leaked = [name for name in provenance.training_categories if _normalise(name) in held_out]
+    held_out = {normalize_name(name) for name in (provenance.novel_categories if novel is None else novel)}
+    leaked = [name for name in provenance.training_categories if normalize_name(name) in held_out]
     if not leaked:
         return _warning(path, provenance.training_categories, known)
     raise InputError(
@@ -82,7 +83,7 @@ def _warning(path: Path, training: Collection[str], known: Collection[str]) -> s
     """A warning where the names do not show whether a novel class was seen; None where they can be compared."""
     if not training:
         reason = "has an empty list training_categories"
-    elif known and not {_normalise(name) for name in training} & {_normalise(name) for name in known}:
+    elif known and not {normalize_name(name) for name in training} & {normalize_name(name) for name in known}:
         reason = (
             f"was trained on {len(training)} classes (such as {next(iter(training))!r}), none of which is among the "
             f"{len(known)} of the data (such as {next(iter(known))!r})"
@@ -93,7 +94,3 @@ def _warning(path: Path, training: Collection[str], known: Collection[str]) -> s
         f"WARNING   --regions {path}: {reason}, so it is not known whether it has seen novel classes. Are these the "
         "proposals of this data? `foveate proposals` makes some"
     )
-
-
-def _normalise(name: str) -> str:
-    return name.replace("_", " ").casefold().strip()

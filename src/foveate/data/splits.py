@@ -9,7 +9,7 @@ Everything but the 17 + 15 names of OV-COCO is derived from the annotation files
 file.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from foveate.data.annotation_file import load
 from foveate.data.annotations import REMOVED, RelabelledRecords, objects_of
 from foveate.data.datasets.lvis import file_categories, list_lvis_categories
 from foveate.data.fetch import is_pattern
+from foveate.data.labels import refuse_repeated
 from foveate.data.layout import box_files
 from foveate.data.records import Dataset
 from foveate.data.validation import list_categories, parse, short
 from foveate.errors import InputError
-from foveate.types import Category
+from foveate.types import Category, normalize_name
 
 COCO_COUNT = 80
 SPLITS = Path("annotations", "splits.json")  # in a root
@@ -154,7 +155,7 @@ def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
         categories: of the data set; None: not known, so that names are not checked and none is excluded.
 
     Raises:
-        InputError: another form, an unknown or repeated name, or no base category.
+        InputError: another form, an unknown or repeated name, two categories of the same name, or no base category.
     """
     content = parse(path, kind="a base and novel names")
     parts = [content.get(key) if isinstance(content, dict) else None for key in ("base", "novel")]
@@ -165,7 +166,11 @@ def read_split(path: Path, categories: Sequence[Category] | None) -> BaseNovel:
             )
     base, novel = (tuple(part) for part in parts if part is not None)
     names = (*base, *novel)
-    _check_names(path, names, set(names) if categories is None else {category.name for category in categories})
+    refuse_repeated(str(path), names, do="Write every name once, in base or in novel.")
+    if categories is not None:
+        own = _own_names(categories, path)
+        _check_known(path, names, own)
+        base, novel = (tuple(own[normalize_name(name)] for name in part) for part in (base, novel))
     if not base:
         raise InputError(f'{path}: need at least one name in "base", which is trained on; got none.')
     return BaseNovel(base, novel, _others(categories or (), {*base, *novel}), f"as in {path.name}")
@@ -233,15 +238,17 @@ def _decide(categories: Sequence[Category], root: Path, file: Path | None) -> Ba
     if any(category.frequency is not None for category in categories):
         novel = tuple(category.name for category in categories if category.frequency == "r")
         return BaseNovel(_others(categories, novel), novel, (), "LVIS: rare categories are novel")
-    names = {category.name for category in categories}
+    names = {normalize_name(category.name) for category in categories}
     if len(categories) == COCO_COUNT and names >= {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED}:
         return _ov_coco(categories)
     return None
 
 
 def _ov_coco(categories: Sequence[Category]) -> BaseNovel:
-    base = _others(categories, {*OV_COCO_NOVEL, *OV_COCO_EXCLUDED})
-    return BaseNovel(base, OV_COCO_NOVEL, OV_COCO_EXCLUDED, "OV-COCO: 48 base, 17 novel, 15 excluded")
+    own = {normalize_name(category.name): category.name for category in categories}
+    novel, excluded = (tuple(own[name] for name in part) for part in (OV_COCO_NOVEL, OV_COCO_EXCLUDED))
+    base = _others(categories, {*novel, *excluded})
+    return BaseNovel(base, novel, excluded, "OV-COCO: 48 base, 17 novel, 15 excluded")
 
 
 def _annotations_of(root: Path, split: str) -> Path | None:
@@ -258,13 +265,17 @@ def _others(categories: Sequence[Category], names: Collection[str]) -> tuple[str
     return tuple(category.name for category in categories if category.name not in names)
 
 
-def _check_names(path: Path, names: Sequence[str], known: Collection[str]) -> None:
-    unknown = [name for name in names if name not in known]
+def _own_names(categories: Sequence[Category], path: Path) -> dict[str, str]:
+    """The name of each category by its form for comparison; InputError for two that are compared as the same."""
+    names = [category.name for category in categories]
+    refuse_repeated(f"{path}: the categories of the data", names)
+    return {normalize_name(name): name for name in names}
+
+
+def _check_known(path: Path, names: Sequence[str], own: Mapping[str, str]) -> None:
+    unknown = [name for name in names if normalize_name(name) not in own]
     if unknown:
         raise InputError(
-            f"{path}: need names among the {len(known)} categories of the data; {len(unknown)} are not, such as "
-            f"{unknown[0]!r}. Write the names as in the annotation file, such as {min(known, default='')!r}."
+            f"{path}: need names among the {len(own)} categories of the data; {len(unknown)} are not, such as "
+            f"{unknown[0]!r}. Write the names as in the annotation file, such as {min(own.values(), default='')!r}."
         )
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise InputError(f"{path}: need every name once, in base or in novel; got {repeated[0]!r} twice. Remove one.")

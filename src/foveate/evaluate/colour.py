@@ -46,7 +46,7 @@ def colour_bound(train: Dataset, test: Dataset, *, penalty: float = 1e-3, loadin
     spread = train_features.std(dim=0, correction=0).clamp(min=1e-6)  # (F,)
     weights = fit_linear((train_features - mean) / spread, train_labels, classes=len(things), penalty=penalty)
     ranks = ranks_of(_scores((test_features - mean) / spread, weights), labels)
-    return {**score(ranks, labels), "train_count": train_labels.numel(), "classes": len(things)}
+    return {**score(ranks, labels, among=len(things)), "train_count": train_labels.numel(), "classes": len(things)}
 
 
 def _read(batches: Batches) -> tuple[Float[Tensor, "R F"], Int64[Tensor, " R"]]:

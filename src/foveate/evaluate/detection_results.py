@@ -25,7 +25,7 @@ from foveate.errors import InputError
 from foveate.io.files import written_whole
 from foveate.ops.boxes import xywh_to_xyxy, xyxy_to_xywh
 from foveate.ops.paste import boxes_of_rle, fault_of_rle
-from foveate.types import Detections
+from foveate.types import Detections, normalize_name
 
 MAX_FLOAT = 1e30  # a number that float32 can hold
 UNKNOWN_IMAGE = "result is of an image that is not measured"  # what is skipped, as `IgnoredEntries` is reported
@@ -75,14 +75,14 @@ def check_categories(path: Path, dataset: Dataset, *, vocabulary: Sequence[str])
     Raises:
         InputError: a class is no category of the data set.
     """
-    ids = {category.name: category.id for category in dataset.categories}
-    unknown = [name for name in vocabulary if name not in ids]
+    ids = {normalize_name(category.name): category.id for category in dataset.categories}
+    unknown = [name for name in vocabulary if normalize_name(name) not in ids]
     if unknown:
         raise InputError(
             f"{path}: need a vocabulary of categories of {dataset.name}, which have ids; {len(unknown)} of "
             f"{len(vocabulary)} are none, such as {unknown[0]!r}. Remove them, or write no file of results."
         )
-    return [ids[name] for name in vocabulary]
+    return [ids[normalize_name(name)] for name in vocabulary]
 
 
 def left_top_sides(detections: Detections) -> Float64[Tensor, "N 4"]:
@@ -119,8 +119,9 @@ def read_results(
     content = load_list(path, kind="a results")
     if not isinstance(content, list | Entries):
         fail(str(path), "a list of results", f"a {type(content).__name__}", "Is this the annotation file?")
-    index = {name: label for label, name in enumerate(vocabulary)}
-    labels = {category.id: index[category.name] for category in dataset.categories if category.name in index}
+    index = {normalize_name(name): label for label, name in enumerate(vocabulary)}
+    names = {category.id: normalize_name(category.name) for category in dataset.categories}
+    labels = {number: index[name] for number, name in names.items() if name in index}
     sizes = {record.id: record.size for record in dataset.records}
     first = next(iter(content), None)
     rows = _Rows(sizes, masks=isinstance(first, dict) and "segmentation" in first)

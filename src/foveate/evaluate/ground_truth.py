@@ -20,11 +20,13 @@ import numpy as np
 from foveate.data.annotation_file import load
 from foveate.data.consistency import box_of_segmentation, usable_areas
 from foveate.data.instance_masks import encode_mask
+from foveate.data.labels import refuse_repeated
 from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.splits import BaseNovel
 from foveate.data.validation import ListedImage, check_entry, fail, flag, is_number, known_id, read_xywh, short
 from foveate.errors import InputError, listed
 from foveate.evaluate.flags import Style
+from foveate.types import normalize_name
 
 MAX_COORDINATE = 1e9  # of a box [pixels]
 FREQUENCIES = {"rare": "r", "common": "c", "frequent": "f"}
@@ -57,6 +59,7 @@ class GroundTruth:
     objects: list[Object]
     federated: list[tuple[list[int], list[int]]] | None  # LVIS: (absent, not exhaustively annotated) classes per image
     rules: tuple[str, ...]  # what was ignored and where values come from, for people
+    unmeasured: tuple[str, ...] = ()  # those of them about names that only the categories or only the vocabulary have
 
     def counts(self) -> np.ndarray:
         """Objects of each class, without crowds."""
@@ -98,8 +101,8 @@ def open_ground_truth(
         need = "masks need its segmentations" if masks else "the style lvis needs its federated lists"
         raise InputError(f"{dataset.name}: need an annotation file: {need}. Name it, or measure boxes by COCO's style.")
     names, missing = _classes(dataset, vocabulary, split, only_present=only_present)
-    index = {name: number for number, name in enumerate(names)}
-    labels = [index.get(category.name, -1) for category in dataset.categories]
+    index = {normalize_name(name): number for number, name in enumerate(names)}
+    labels = [index.get(normalize_name(category.name), -1) for category in dataset.categories]
     # the objects, from the file if there is one
     federated = None
     if annotations is None:
@@ -118,15 +121,15 @@ def open_ground_truth(
             f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} images have no object, "
             "not even a crowd, of a base or novel category and are ignored"
         )
-    if missing:
-        rules.append(f"{len(missing)} categories that the vocabulary lacks are not measured")
+    unmeasured = _unmeasured(counting_names(dataset, split), vocabulary, missing)
+    rules += unmeasured
     numbers = {old: new for new, old in enumerate(counting)}
     ids = [str(record.id) for record in dataset.records]
     return GroundTruth(
         style=style,
         masks=masks,
         names=names,
-        labels=tuple(index.get(name, -1) for name in vocabulary),
+        labels=tuple(index.get(normalize_name(name), -1) for name in vocabulary),
         groups=_groups(dataset, names, split),
         images={ids[old]: new for old, new in numbers.items()},
         sizes=[dataset.records[old].size or (1, 1) for old in counting],
@@ -134,6 +137,7 @@ def open_ground_truth(
         objects=[annotated._replace(image=numbers[annotated.image]) for annotated in objects],
         federated=None if federated is None else [federated[old] for old in counting],
         rules=tuple(rules),
+        unmeasured=tuple(unmeasured),
     )
 
 
@@ -153,16 +157,14 @@ def _classes(
     dataset: Dataset, vocabulary: Sequence[str], split: BaseNovel | None, *, only_present: bool
 ) -> tuple[tuple[str, ...], list[str]]:
     """The names of the measured classes, and of those that the vocabulary lacks."""
-    for what, names in (("vocabulary", vocabulary), (dataset.name, [category.name for category in dataset.categories])):
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if list(names).count(name) > 1)
-            raise InputError(f"{what}: need every class once; {twice!r} is listed twice.")
-    counting = counting_names(dataset, split)
-    missing = [name for name in counting if name not in vocabulary]
+    refuse_repeated("vocabulary", vocabulary, do="Remove one.")
+    refuse_repeated(dataset.name, [category.name for category in dataset.categories])
+    counting, requested = counting_names(dataset, split), {*map(normalize_name, vocabulary)}
+    missing = [name for name in counting if normalize_name(name) not in requested]
     if only_present and missing and len(missing) == len(counting):
         raise InputError(
             f"{dataset.name}: need at least one of its {len(counting)} categories in the vocabulary, as "
-            f"{counting[0]!r}; got {short(list(vocabulary))}. Names are written as in the annotation file."
+            f"{counting[0]!r}; got {short(list(vocabulary))}. Write names as in the annotation file."
         )
     if not counting or (missing and not only_present):
         raise InputError(
@@ -170,7 +172,18 @@ def _classes(
             f"{listed([repr(name) for name in missing])}. Names are written as in the annotation file. Add them; "
             "--vocab measures only those that it names."
         )
-    return tuple(name for name in counting if name in vocabulary), missing
+    return tuple(name for name in counting if normalize_name(name) in requested), missing
+
+
+def _unmeasured(counting: Sequence[str], vocabulary: Sequence[str], missing: Sequence[str]) -> list[str]:
+    """Lines about the categories that the vocabulary lacks, and about its names that are no category that counts."""
+    known = {*map(normalize_name, counting)}
+    unknown = [name for name in vocabulary if normalize_name(name) not in known]
+    counts = (
+        (missing, "categories that the vocabulary lacks are not measured"),
+        (unknown, "classes of the vocabulary are no category that counts, and are not measured"),
+    )
+    return [f"{len(names)} {text}: {listed([repr(name) for name in names])}" for names, text in counts if names]
 
 
 def counting_names(dataset: Dataset, split: BaseNovel | None) -> list[str]:

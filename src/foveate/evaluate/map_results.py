@@ -250,6 +250,11 @@ def _match_segments(
     rule = f"classes of {SEGMENTS} are matched by name"
     if unknown:
         rule += f"; {len(unknown)} are none of the data's, such as {unknown[0]!r}: their pixels have no class"
+    missing = [name for label, name in enumerate(data.names) if label not in labels]
+    if missing:
+        rule += (
+            f"; {len(missing)} of the data are none of its classes, and all their pixels are missed: {listed(missing)}"
+        )
     if len(unknown) == len(classes):
         raise InputError(f"{file}: need classes of {data.dataset.name}, such as {data.names[0]!r}; none of its "
                          f"{len(classes)} is. Segment with --vocab of the data's class names.")  # fmt: skip

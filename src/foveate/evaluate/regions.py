@@ -16,6 +16,7 @@ from foveate.clip.model import Clip
 from foveate.clip.names import Head, TemplateName
 from foveate.clip.text import embed_vocabulary
 from foveate.data.batches import LOADING, Batches, Loading
+from foveate.data.labels import refuse_repeated
 from foveate.data.records import Dataset
 from foveate.errors import InputError
 from foveate.evaluate.crops import CropPacker
@@ -70,6 +71,7 @@ def evaluate_regions(
                          "For images without annotations use `foveate evaluate agreement`.")  # fmt: skip
     clip.eval()
     names = [category.name for category in dataset.categories]
+    refuse_repeated(dataset.name, names)
     text = embed_vocabulary(clip, names, templates=templates, cache=text_cache)  # (K, D)
     packer = CropPacker(clip, batch=loading.crop_batch)
     ranks: dict[tuple[str, int], list[Tensor]] = {}  # (method, size) -> ranks of boxes and of masks, on the device
@@ -97,8 +99,8 @@ def evaluate_regions(
     crop = None
     if crops:
         by_crop = ranks_of(packer.finish().to(text) @ text.T, truth[0].to(text.device)).cpu()
-        crop = _scores(by_crop.expand(2, -1), *truth)
-    scores = {key: _scores(torch.cat(parts, dim=1).cpu(), *truth) for key, parts in ranks.items()}
+        crop = _scores(by_crop.expand(2, -1), *truth, among=len(names))
+    scores = {key: _scores(torch.cat(parts, dim=1).cpu(), *truth, among=len(names)) for key, parts in ranks.items()}
     return {
         "crop": crop,
         "dense": {size: scores["dense", size] for size in sizes},
@@ -138,13 +140,13 @@ def _attend_masked(
 
 
 def _scores(
-    ranks: Int64[Tensor, "2 R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"]
+    ranks: Int64[Tensor, "2 R"], labels: Int64[Tensor, " R"], is_thing: Bool[Tensor, " R"], *, among: int
 ) -> dict[str, dict[str, float | int | None]]:
-    """Score the ranks of boxes and of masks, for things and for stuff."""
+    """Score the ranks of boxes and of masks among all classes, for things and for stuff."""
     by_box, by_mask = ranks
     return {
-        "boxes": score(by_box[is_thing], labels[is_thing]),
-        "things": score(by_mask[is_thing], labels[is_thing]),
-        "stuff": score(by_mask[~is_thing], labels[~is_thing]),
-        "stuff_boxes": score(by_box[~is_thing], labels[~is_thing]),
+        "boxes": score(by_box[is_thing], labels[is_thing], among=among),
+        "things": score(by_mask[is_thing], labels[is_thing], among=among),
+        "stuff": score(by_mask[~is_thing], labels[~is_thing], among=among),
+        "stuff_boxes": score(by_box[~is_thing], labels[~is_thing], among=among),
     }

@@ -39,11 +39,15 @@ def mean_accuracy(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, to
     return 100 * (right[present] / total[present]).mean().item()
 
 
-def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict[str, float | int | None]:
-    """{"top1", "top5": mAcc in percent, None without regions; "count"} of one kind of region."""
+def score(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, among: int) -> dict[str, float | int | None]:
+    """{"top1", "top5": mAcc in percent, None without regions; "count"} of one kind of region.
+
+    Args:
+        among: how many classes compete; the accuracy within K ranks of no more than K is None, since it is always 100.
+    """
     return {
-        "top1": mean_accuracy(ranks, labels, top=1),
-        "top5": mean_accuracy(ranks, labels, top=5),
+        "top1": mean_accuracy(ranks, labels, top=1) if among > 1 else None,
+        "top5": mean_accuracy(ranks, labels, top=5) if among > 5 else None,
         "count": labels.numel(),
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foveate.clip.model import Clip
 from foveate.clip.names import TemplateName
-from foveate.clip.text import embed_vocabulary
+from foveate.clip.text import embed_vocabulary, report_cut
 from foveate.data.batches import LOADING, Batches, Loading
 from foveate.data.records import Dataset
 from foveate.errors import InputError
@@ -137,7 +137,7 @@ def _classify(
     """Rank the classes for the crops of a model."""
     text = embed_vocabulary(packer.clip, labelled.classes, templates=templates, cache=cache)  # (K, D)
     ranks = ranks_of(packer.finish().to(text) @ text.T, labels.to(text.device)).cpu()
-    return accuracies(ranks, labels)
+    return accuracies(ranks, labels, among=len(text))
 
 
 def _add(packers: dict[str, CropPacker], sample: Sample, boxes: Float[Tensor, "N 4"]) -> None:
@@ -145,11 +145,15 @@ def _add(packers: dict[str, CropPacker], sample: Sample, boxes: Float[Tensor, "N
         packer.add(sample.image.to(next(packer.clip.parameters()).device), boxes)
 
 
-def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"]) -> dict:
-    """{"mean": over the classes present, "overall": over all, each {"top1", "top5"} in percent; "count"}."""
-    per_class = score(ranks, labels)
+def accuracies(ranks: Int64[Tensor, " R"], labels: Int64[Tensor, " R"], *, among: int) -> dict:
+    """{"mean": over the classes present, "overall": over all, each {"top1", "top5"} in percent; "count"}.
+
+    Args:
+        among: how many classes compete, as for `score`.
+    """
+    per_class = score(ranks, labels, among=among)
     count = labels.numel()
-    overall = {f"top{top}": 100 * int((ranks < top).sum()) / count if count else None for top in (1, 5)}
+    overall = {f"top{top}": 100 * int((ranks < top).sum()) / count if count and top < among else None for top in (1, 5)}
     return {"mean": {"top1": per_class["top1"], "top5": per_class["top5"]}, "overall": overall, "count": count}
 
 
@@ -177,8 +181,9 @@ def _retrieve(
     caption_ids = [[texts.setdefault(text, len(texts)) for text in captions[name]] for name in names]
     recalls = {}
     for name, clip in clips.items():
-        parts = [list(texts)[first : first + TEXT_BATCH] for first in range(0, len(texts), TEXT_BATCH)]
-        rows = torch.cat([clip.encode_text(clip.tokenize(part)).float() for part in parts])  # (U, D)
+        tokens = clip.tokenize([*texts])  # (U, context)
+        report_cut(clip, [*texts], tokens, what="captions")
+        rows = torch.cat([clip.encode_text(part).float() for part in tokens.split(TEXT_BATCH)])  # (U, D)
         recalls[name] = recall_both_ways(packers[name].finish().to(rows), rows, caption_ids)
     counts = {"images": len(names), "captions": sum(map(len, caption_ids)), "different": len(texts), "equals": EQUALS}
     return recalls, counts, blank

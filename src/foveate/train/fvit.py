@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.clip.text import embed_vocabulary
+from foveate.data.labels import refuse_repeated
 from foveate.data.loader import EvaluationSource
 from foveate.data.records import Dataset
 from foveate.data.sources import open_data
@@ -125,12 +126,7 @@ def open_objects(config: TrainFViT, report: Report) -> tuple[Dataset, BaseNovel]
     check_recipe_data(config.recipe, dataset.categories, root=config.data)
     # the names are the text of the classes
     names = [category.name for category in dataset.categories]
-    if len(set(names)) < len(names):
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise InputError(
-            f"--data {config.data}: need categories of different names, which are their text; {duplicate!r} occurs "
-            "twice. Correct the annotation file."
-        )
+    refuse_repeated(f"--data {config.data}", names)
     split = split_of(dataset, config.data, file=config.novel)
     if split is None:
         report(f"{config.data}: has no split into base and novel categories; all are base. See --novel.")

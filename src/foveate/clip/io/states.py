@@ -22,8 +22,13 @@ from foveate.io.files import reason_of
 
 Kind = Literal["index", "safetensors", "torchscript", "torch"]
 
-_NESTED = ("state_dict", "model", "module", "model_state_dict")  # keys of the weights in training checkpoints
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # of data-parallel training, torch.compile and wrapping modules
+_NESTED = ("state_dict", "model", "module", "model_state_dict", "student")  # keys of the weights in checkpoints
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # likewise, if the file has no other dictionary
+_PREFIXES = ("module.", "model.", "student.", "clip.")  # of data-parallel training and of wrapping modules
+_WRAPPED = re.compile(
+    r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)  # anywhere in a name
+_AVERAGED = "n_averaged"  # a counter beside the weights, of torch.optim.swa_utils.AveragedModel
 _MAX_DEPTH = 4  # of such keys
 
 
@@ -58,12 +63,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a safetensors file; a file of `torch.save` with tensors by name, at the top or under "state_dict",
-            "model", "module" or "model_state_dict"; a TorchScript archive; or the index (*.index.json) of such files.
-            Other content, such as an optimizer, is not read; its keys are printed to stderr.
+            "model", "module", "model_state_dict", "student" or an average's key such as "ema"; a TorchScript archive;
+            or the index (*.index.json) of such files. Other content, such as an optimizer, is not read; its keys are
+            printed to stderr.
 
     Returns:
-        Tensors by name, without the prefixes "module.", "_orig_mod." and "model." of wrappers. Those of torch's files
-        are views of the mapped file.
+        Tensors by name, without the prefixes "module.", "model.", "student." and "clip." of wrappers, and "_orig_mod."
+        and FSDP's anywhere. Those of torch's files are views of the mapped file.
 
     Raises:
         InputError: the file does not exist, is empty or damaged, or has anything but tensors among the weights.
@@ -89,6 +95,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             "Save the weights of a CLIP."
         )
     # prefixes of wrappers
+    if _AVERAGED in content:
+        print(f"{path}: the weights are an average; ignored: {_AVERAGED!r}.", file=sys.stderr)
+        content = {key: value for key, value in content.items() if key != _AVERAGED}
+    unwrapped = {_WRAPPED.sub(r"\1", key): value for key, value in content.items()}
+    content = unwrapped if len(unwrapped) == len(content) else content
     while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in content)), None):
         content = {key.removeprefix(prefix): value for key, value in content.items()}
     return content
@@ -97,9 +108,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 def _find_weights(content: Any, path: Path) -> Any:
     """Find the weights in a training checkpoint, and print the keys that are ignored."""
     for _ in range(_MAX_DEPTH):
-        inner = next((key for key in _NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
-        if inner is None:
+        nested = [key for key, value in content.items() if isinstance(value, dict)] if isinstance(content, dict) else []
+        inner = next((key for key in _NESTED if key in nested), None)
+        if inner is None and (len(nested) != 1 or nested[0] not in _AVERAGES):
             break
+        inner = inner or nested[0]
         ignored = [repr(key) for key in content if key != inner]
         if ignored:
             print(f"{path}: weights are read from {inner!r}; ignored: {listed(ignored)}.", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from foveate.clip.vocabulary import Vocabulary, read_vocabulary
+from foveate.clip.vocabulary import Vocabulary, named_as, read_vocabulary
 from foveate.data.records import Dataset, IgnoredEntries
 from foveate.data.sources import open_annotations, open_data
 from foveate.data.splits import OV_COCO_NOVEL, SPLITS, BaseNovel, split_of
@@ -58,9 +58,12 @@ def run_detection(config: Detection) -> dict[str, Any]:
     text = embed_classes(detector, vocabulary, templates=config.templates or about.templates)
     # the ground truth before the network's pass, which may take hours
     measured = first_images(dataset, config.limit)
-    truth = _open_truth(config, measured, vocabulary, split)
+    names = _names(vocabulary, dataset)
+    truth = _open_truth(config, measured, names, split)
+    for line in truth.unmeasured:
+        log(line)
     if config.results is not None:
-        check_categories(config.results, dataset, vocabulary=vocabulary.names)
+        check_categories(config.results, dataset, vocabulary=names)
     if not truth.objects:
         what = "annotated objects with masks" if config.masks else "annotated objects of these classes"
         raise InputError(f"--data {config.data}: need {what} in the {len(measured.records)} images; got none."
@@ -81,7 +84,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
                 (candidates.id, detect(candidates, text, base, scale, fusions[0], masks=config.masks))
                 for candidates in store
             )
-            write_results(config.results, predictions, dataset, vocabulary=vocabulary.names)
+            write_results(config.results, predictions, dataset, vocabulary=names)
             print(f"wrote {config.results}")
         bad = [{"id": sample.id, "reason": sample.reason} for sample in store.bad]
     result = {"detector": str(model), "fusions": results, "recall": recall, "bad": bad, "images": len(store.ids)}
@@ -115,10 +118,15 @@ def _vocabulary(config: Detection, dataset: Dataset, split: BaseNovel | None) ->
     return Vocabulary(tuple((name,) for name in counting_names(dataset, split)))
 
 
-def _open_truth(config: Detection, dataset: Dataset, vocabulary: Vocabulary, split: BaseNovel | None) -> GroundTruth:
+def _names(vocabulary: Vocabulary, dataset: Dataset) -> tuple[str, ...]:
+    """The name of each class of a vocabulary among those of the categories, as far as it is one."""
+    return named_as(vocabulary, (category.name for category in dataset.categories))
+
+
+def _open_truth(config: Detection, dataset: Dataset, names: tuple[str, ...], split: BaseNovel | None) -> GroundTruth:
     return open_ground_truth(
         dataset,
-        vocabulary=vocabulary.names,
+        vocabulary=names,
         split=split,
         style=config.style or style_of(dataset, benchmark=config.benchmark),
         masks=config.masks,
@@ -164,11 +172,11 @@ def _run_results(config: Detection, path: Path) -> dict[str, Any]:
     )
     dataset = first_images(dataset, config.limit)
     split = _results_split(config, dataset)
-    vocabulary = _vocabulary(config, dataset, split)
+    names = _names(_vocabulary(config, dataset, split), dataset)
     skipped: dict[str, IgnoredEntries] = {}
-    detections = read_results(path, dataset, vocabulary=vocabulary.names, skipped=skipped)
+    detections = read_results(path, dataset, vocabulary=names, skipped=skipped)
     predictions = [(key, prediction) for key, prediction in detections if len(prediction.scores)]
-    measured = evaluate_detection(predictions, _open_truth(config, dataset, vocabulary, split))
+    measured = evaluate_detection(predictions, _open_truth(config, dataset, names, split))
     if not config.masks and any(prediction.masks is not None for _, prediction in predictions):
         log(f"{path}: also has masks; add --masks to measure them")
     result = {"results": str(path), **measured, "bad": []}

@@ -27,6 +27,7 @@ from foveate.clip.dense import check_head, dense_of_last, tower_stages
 from foveate.clip.model import Clip
 from foveate.clip.names import Head
 from foveate.clip.templates import TemplateSet, template_set
+from foveate.clip.text import check_distinct, report_cut
 from foveate.clip.vocabulary import Vocabulary
 from foveate.errors import InputError
 from foveate.heads.catseg.aggregate import Aggregator
@@ -266,7 +267,10 @@ class CatSeg(nn.Module):
             raise InputError(f"vocabulary: need a list with at least one class name; got {vocabulary!r}.")
         classes = [names[:1] for names in classes] if self.version == "2024" else classes
         prompts = [prompt for names in classes for name in names for prompt in self._templates.fill(name)]
-        return self.clip.tokenize(prompts), [len(names) for names in classes]
+        tokens = self.clip.tokenize(prompts)
+        report_cut(self.clip, prompts, tokens)
+        check_distinct(classes, tokens, templates=len(self._templates.templates))
+        return tokens, [len(names) for names in classes]
 
     def _embed(self, tokens: Int64[Tensor, "T context"], synonym_counts: list[int]) -> Float[Tensor, "K P D"]:
         """Embed prompts; those of a class's synonyms are averaged template by template."""

@@ -53,9 +53,8 @@ def embed_classes(
         length: "unit": each prompt's embedding and the mean are L2-normalised (CLIP's classifier); "raw": neither is
             (ODISE's mask generator).
     """
-    synonyms = [name for names in vocabulary.classes for name in names]
     labels = [label for label, names in enumerate(vocabulary.classes) for _ in names]
-    embeddings = embed_vocabulary(clip, synonyms, templates=templates, normalize=length == "unit")
+    embeddings = embed_vocabulary(clip, vocabulary, templates=templates, normalize=length == "unit", each_name=True)
     return ClassEmbeddings(embeddings, torch.tensor(labels), len(vocabulary.classes))
 
 
