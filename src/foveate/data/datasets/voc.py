@@ -15,7 +15,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from foveate.data.consistency import Checks
-from foveate.data.images import ImageError, shown_size
+from foveate.data.images import ImageError, upright_size
 from foveate.data.labels import Labels
 from foveate.data.records import Box, Dataset, Record
 from foveate.data.semantic import NONE, Coding, SemanticData, pair_files
@@ -199,7 +199,7 @@ def _read_size(path: Path, root: ElementTree.Element, image: Path, checks: Check
     sides = {side: (root.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")}
     if all(text in ("0", "0.0", "") for text in sides.values()):
         with suppress(ImageError):
-            size = shown_size(image)
+            size = upright_size(image)
             count_ignored(checks.kinds, SIZE_OF_IMAGE, str(path))
             return size
     height, width = (_number(path, root, f"size/{side}") for side in ("height", "width"))
