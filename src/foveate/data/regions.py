@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.data.boxes import ImageBoxes, parse_boxes
-from foveate.data.consistency import check_boxes
+from foveate.data.consistency import check_file_boxes
 from foveate.data.records import Box, Dataset, IgnoredEntries, Record
 from foveate.data.validation import OUTSIDE, TINY, clip_box, count_ignored
 from foveate.errors import InputError
@@ -76,7 +76,7 @@ def with_boxes(dataset: Dataset, path: Path, *, accept: bool = False) -> Dataset
         for index, name in matched.items()
     }
     pairs = [(dataset.records[index], boxes_by_name[name]) for index, name in matched.items()]
-    consistency = check_boxes(path, pairs, accept=accept)
+    consistency = check_file_boxes(path, pairs, accept=accept)
     if not boxed:
         raise InputError(
             f"--regions {path}: need boxes of the data's images; none of its {len(boxes_by_name)} (such as "
