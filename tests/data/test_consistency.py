@@ -100,7 +100,16 @@ def with_areas(content: dict[str, Any]) -> None:
 
 
 def test_clean_annotations_are_not_told(read):
-    for change in (with_areas, as_lvis, as_objects365, each(lambda x, y, w, h: [x + 2.5, y - 2.5, w, h])):  # rounding
+    def loose(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(iscrowd=1, bbox=[0, 0, WIDTH, HEIGHT])
+
+    for change in (
+        loose,
+        with_areas,
+        as_lvis,
+        as_objects365,
+        each(lambda x, y, w, h: [x + 2.5, y - 2.5, w, h]),
+    ):  # rounding
         dataset = read(change)
         assert dataset.ignored_lines() == [] and sum(len(record.boxes) for record in dataset.records) == 18
 
@@ -228,6 +237,8 @@ def test_categories_that_are_no_classes_are_left_out(read):
     animals, background = dataset.notes
     assert "'animals' is not used as a class: it is the supercategory of others and owns no object" in animals
     assert "'_background_' is not used as a class: it names the background" in background
+    without = read(lambda content: (change(content), content.update(annotations=[])))
+    assert len(without.categories) == 6  # of a file without annotations nothing is known
     owned = read(lambda content: (change(content), content["annotations"][0].update(category_id=7)))
     assert "_background_" in [category.name for category in owned.categories]
     assert owned.records[0].labels[0] == 2  # sorted by id: dog, cat, _background_

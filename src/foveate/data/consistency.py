@@ -329,7 +329,7 @@ def accepted(dataset: Dataset, *, accept: bool) -> Dataset:
     return dataset if found == dataset.consistency else replace(dataset, consistency=found)
 
 
-def check_boxes(path: Path, images: Sequence[tuple[Record, ImageBoxes]], *, accept: bool) -> Consistency:
+def check_file_boxes(path: Path, images: Sequence[tuple[Record, ImageBoxes]], *, accept: bool) -> Consistency:
     """Check the boxes of a file of boxes, which need no classes and may be repeated.
 
     Args:
