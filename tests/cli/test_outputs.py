@@ -72,12 +72,7 @@ def files(tmp_path: Path) -> Path:
         "mats/1.mat",
         "run/report.html",
     )
-    written = {
-        "maps/labels.txt": "1: dog\n",
-        "results/tabA1-clipself.json": "{}",
-        "notes.md": "1",
-        "run/names.txt": "1",
-    }
+    written = {"maps/labels.txt": "1: dog\n", "results/tabA1-clipself.json": "{}", "notes.md": "", "run/names.txt": ""}
     for name, content in {**dict.fromkeys(mine, "mine"), **written}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
