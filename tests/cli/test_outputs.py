@@ -48,7 +48,8 @@ OVER_INPUTS = {
     "convert-maps ade-full": ("{d}/images --out {d}/images",),
     "convert-maps context": ("{d}/mats --labels {d}/maps/labels.txt --out {d}/maps",),
     "demo": ("--out {d}/run",),
-    "reproduce": ("tab1 --out {d}/new --page {d}/notes.md", "tabA1 --out {d}/new --page {d}/page.md"),
+    "reproduce": ("tab1 --out {d}/new --page {d}/notes.md", "tabA1 --out {d}/new --page {d}/page.md",
+        "tab1 --out {d}/run --page {d}/new/p.md"),
 }  # fmt: skip
 """Commands whose outputs are their inputs, or files of something else."""
 
@@ -71,7 +72,7 @@ def files(tmp_path: Path) -> Path:
         "mats/1.mat",
         "run/report.html",
     )
-    written = {"maps/labels.txt": "1: dog\n", "results/tabA1-clipself.json": "{}", "notes.md": "mine"}
+    written = {"maps/labels.txt": "1: dog\n", "results/tabA1-clipself.json": "{}", "notes.md": "", "run/names.txt": ""}
     for name, content in {**dict.fromkeys(mine, "mine"), **written}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

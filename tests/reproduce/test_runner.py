@@ -123,6 +123,15 @@ def test_a_command_is_not_done_after_a_requirement_was_repeated(stage: Stage, tm
     assert set(runner._undone(stage, jobs)) == {"first", "second"}
 
 
+def test_the_figures_of_an_existing_page_are_replaced(stage: Stage, tmp_path: Path) -> None:
+    path = tmp_path / "figures" / "sizes.png"
+    job, other = Job("sizes", ("show", "sizes", "a=b", "--out", str(path)), path), world(tmp_path, "one")
+    assert runner._typed(stage, job) == job.words
+    redrawing = replace(stage, redraws=True)
+    assert runner._typed(redrawing, job) == (*job.words, "--overwrite")
+    assert runner._typed(redrawing, other) == other.words
+
+
 def test_another_path_device_or_number_of_workers_is_the_same_command(stage: Stage, tmp_path: Path) -> None:
     """Stamps hold all words of the command."""
     words = ["distill", "--data", "{0}/data", "--out", "{0}/x-0", "--model", "a", "--workers", "{1}", "--device", "{2}",

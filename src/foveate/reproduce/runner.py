@@ -315,15 +315,20 @@ def _start(stage: Stage, job: Job, environment: dict[str, str]) -> subprocess.Po
     _stamp(stage, job.name).unlink(missing_ok=True)
     log = _log(stage, job.name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    replaces = stage.redraws and any(Path(word).is_relative_to(stage.figures) for word in job.words)
     with log.open("a") as file:
         file.write(f"\n$ foveate {shlex.join(job.words)}\n")
         file.flush()
         return subprocess.Popen(
-            [sys.executable, "-c", CHILD, *job.words, *(["--overwrite"] if replaces else [])],
+            [sys.executable, "-c", CHILD, *_typed(stage, job)],
             env=environment,
             stdin=subprocess.PIPE,  # closes with this process
             stdout=file,
             stderr=subprocess.STDOUT,
             process_group=0,  # Ctrl-C reaches only this process, which stops the command
         )
+
+
+def _typed(stage: Stage, job: Job) -> tuple[str, ...]:
+    """The words of a command, which may replace the figures of a page that exists."""
+    draws = any(Path(word).is_relative_to(stage.figures) for word in job.words)
+    return (*job.words, "--overwrite") if draws and stage.redraws else job.words
