@@ -64,11 +64,11 @@ def test_a_full_disk_keeps_the_earlier_weights(make_clip, tmp_path, monkeypatch)
     save_clip(make_clip("vit", seed=1), tmp_path)
     before = load(str(tmp_path)).model.state_dict()
 
-    def crash(state, path, metadata):
+    def crash(path, state):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", crash)
+    monkeypatch.setattr(weights, "write_tensors", crash)
     # the float32 numbers and nothing else: 4 bytes a value
     need = sum(4 * value.numel() for value in make_clip("vit").model.state_dict().values())
     with pytest.raises(InputError, match=f"safetensors: need {need:,} bytes; .*No space"):

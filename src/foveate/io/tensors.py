@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from foveate.io.files import written_whole
 
@@ -55,6 +55,21 @@ def read_header(path: Path) -> tuple[dict[str, str], list[Stored]]:
     if path.stat().st_size != end:
         raise ValueError(f"has {path.stat().st_size:,} bytes instead of {end:,}")
     return metadata, stored
+
+
+def sort_metadata(file: IO[bytes]) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in random order.
+
+    Args:
+        file: open for reading and writing, at its start.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(length))
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= length, f"a header of {length} bytes has {len(text)} when it is sorted"
+    file.seek(8)
+    file.write(text.ljust(length))
 
 
 def join_tensors(tensors: Iterable[Stored], out: Path, *, metadata: dict[str, str], stacked: bool) -> None:

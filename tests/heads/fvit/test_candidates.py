@@ -95,6 +95,18 @@ def test_a_part_of_other_images_is_made_again(tmp_path: Path):
     assert CandidateWriter(tmp_path / "one", images=listed(IDS[:3]), made_by=MADE_BY).done == 0
 
 
+def test_a_flipped_bit_is_refused(tmp_path: Path):
+    writer = CandidateWriter(tmp_path, ids=IDS[:3], made_by=MADE_BY)
+    for name in IDS[:3]:
+        writer.add(make(name, 2))
+    path = tmp_path / "000000000-000000003.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"000000003.safetensors: need a part of candidates|need the tensors it was"):
+        list(CandidateStore(tmp_path))
+
+
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 def test_a_damaged_part_is_reported_and_made_again(tmp_path: Path, harm: str):
     writer = CandidateWriter(tmp_path, images=listed(IDS), made_by=MADE_BY)

@@ -227,6 +227,10 @@ def test_the_cache_depends_on_the_tower_and_on_pixels(tiny_clip, squares, tmp_pa
         assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
     assert cache.read(two, device=torch.device("cpu")) is None
     (file,) = tmp_path.rglob("*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert cache.read(one, device=torch.device("cpu")) is None  # computed again
+    file.write_bytes(content)
     with pytest.raises(InputError, match=r"another command. Differing:\n  size: stored 64, now 80\n"):
         FeatureCache(tmp_path / "c", clip, size=80, layers=tower.layers)
     with pytest.raises(InputError, match="Differing:\n  resize: stored"):

@@ -1,16 +1,18 @@
 """A digest of a set of tensors: for the identity of caches, checkpoints and feature files, and inside our products."""
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from foveate.errors import InputError
 from foveate.io.files import reason_of
+from foveate.io.tensors import sort_metadata
 
 DIGEST = "foveate_sha256"  # key in the metadata of a safetensors file
 
@@ -24,9 +26,18 @@ def digest_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def digest_metadata(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The metadata of a product's safetensors file, by which `read_tensors` recognises a changed bit."""
-    return {DIGEST: _digest(state)}
+def write_tensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of contiguous tensors with their digest, which `read_tensors` checks."""
+    save_file({**state}, path, {"format": "pt", DIGEST: _digest(state)})
+    with path.open("r+b") as file:
+        sort_metadata(file)
+
+
+def save_tensors(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of such a file, with other metadata."""
+    content = io.BytesIO(save({**state}, {**(metadata or {}), DIGEST: _digest(state)}))
+    sort_metadata(content)
+    return content.getvalue()
 
 
 def read_tensors(path: Path, *, need: str) -> dict[str, Tensor]:

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.clip.io.describe import CONFIG_FILE, published_tokenizers, to_json
-from foveate.clip.io.digest import digest_metadata
+from foveate.clip.io.digest import write_tensors
 from foveate.clip.io.hf.names import HF_PREFIXES, to_huggingface
 from foveate.clip.io.hf.write import describe_for_huggingface, tokenizer_for_huggingface
 from foveate.clip.model import Clip
@@ -122,7 +121,7 @@ def _write(folder: Path, weights: str, state: dict[str, Tensor], files: dict[str
         with full_disk_named(folder / weights, need=need):
             shutil.rmtree(partial, ignore_errors=True)  # of a killed process
             partial.mkdir(parents=True)
-            save_file(state, parts[weights], metadata={"format": "pt", **digest_metadata(state)})
+            write_tensors(parts[weights], state)
             for name, content in files.items():
                 parts[name].write_bytes(content)
             parts[weights].chmod(parts[next(iter(files))].stat().st_mode)  # safetensors lets only the owner read

@@ -16,10 +16,9 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from foveate.clip.io.digest import digest_metadata, digest_state, read_tensors
+from foveate.clip.io.digest import digest_state, read_tensors, save_tensors
 from foveate.clip.io.states import differences
 from foveate.clip.load import load
 from foveate.clip.model import Clip
@@ -53,7 +52,7 @@ def write_head(folder: Path, kind: HeadKind, about: Any, state: dict[str, Tensor
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": kind.format, **asdict(about), "versions": versions()}
     write_whole(folder / f"{kind.name}.json", (json.dumps(content, indent=2) + "\n").encode())
-    weights = save({key: value.contiguous() for key, value in state.items()}, digest_metadata(state))
+    weights = save_tensors({key: value.contiguous() for key, value in state.items()})
     write_whole(folder / f"{kind.name}.safetensors", weights)
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from foveate.clip.io.digest import digest_state
+from foveate.clip.io.digest import digest_state, read_tensors, save_tensors
 from foveate.clip.model import Clip
+from foveate.errors import InputError
 from foveate.heads.fvit.inputs import input_statistics
 from foveate.heads.fvit.names import Resize, Statistics
 from foveate.io.files import write_whole
@@ -75,15 +75,15 @@ class FeatureCache:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("made_by") != self.digest:
                     return None
-                taps = [file.get_tensor(f"tap/{index}") for index in range(len(self.layers))]
-        except (OSError, SafetensorError):
+            taps = read_tensors(path, need="cached maps")
+        except (OSError, SafetensorError, InputError):
             return None
-        return [tap.to(device).float() for tap in taps]
+        return [taps[f"tap/{index}"].to(device).float() for index in range(len(self.layers))]
 
     def write(self, sample: Sample, taps: list[Tensor]) -> list[Tensor]:
         """Cache the taps of an image, (1, C, h, w), and return them as `read` would."""
         halves = {f"tap/{index}": _half(tap) for index, tap in enumerate(taps)}
-        content = save({name: tap.cpu() for name, tap in halves.items()}, {"made_by": self.digest})
+        content = save_tensors({name: tap.cpu() for name, tap in halves.items()}, {"made_by": self.digest})
         write_whole(self._path(sample), content, shared=True)
         return [tap.float() for tap in halves.values()]
 

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float16, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from foveate.clip.io.digest import read_tensors, save_tensors
 from foveate.errors import InputError
 from foveate.io.listing import Listing
 from foveate.io.store import NOTES, Part, claim_parts, find_manifest, find_parts, write_part
@@ -122,10 +121,8 @@ class CandidateWriter:
         rows: dict[str, list[Tensor]] = {}
         for name, tensor in (item for _, tensors in self._added for item in tensors.items()):
             rows.setdefault(name, []).append(tensor)
-        content = save(
-            {name: torch.cat(parts) for name, parts in rows.items()},
-            {NOTES: json.dumps([note for note, _ in self._added])},
-        )
+        tensors = {name: torch.cat(parts) for name, parts in rows.items()}
+        content = save_tensors(tensors, {NOTES: json.dumps([note for note, _ in self._added])})
         self.done = write_part(self.folder, content, start=self.done, stop=self.done + len(self._added)).stop
         self._added = []
 
@@ -176,19 +173,15 @@ class CandidateStore:
 
 
 def _read_part(part: Part) -> Iterator[Candidates]:
-    try:
-        with safe_open(part.path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            start = 0
-            for note in part.notes:
-                if "bad" in note:
-                    continue
-                stop = start + note["count"]
-                tensors = {name: rows[start:stop] for name, rows in slices.items()}
-                yield Candidates(note["id"], note["height"], note["width"], **tensors)
-                start = stop
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{part.path}: need a part of candidates; {error}. Make them again.") from error
+    whole = read_tensors(part.path, need="a part of candidates")
+    start = 0
+    for note in part.notes:
+        if "bad" in note:
+            continue
+        stop = start + note["count"]
+        tensors = {name: rows[start:stop] for name, rows in whole.items()}
+        yield Candidates(note["id"], note["height"], note["width"], **tensors)
+        start = stop
 
 
 def _digest(ids: Sequence[str]) -> str:
