@@ -130,6 +130,13 @@ class Squares(nn.Module):
         return scaled.square().mean()  # stores what is squared
 
 
+class Repeated(Squares):
+    """Stores as much for each of N images as for N alone."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return super().forward(Batch(batch.samples * len(batch.samples), []))
+
+
 def test_stored_activations_are_counted_and_everything_is_restored():
     images = [torch.ones(3, 40, 50, dtype=torch.uint8)] * 2
     batch = Batch([Sample(str(index), image, torch.zeros(0, 4)) for index, image in enumerate(images)], [])
@@ -159,6 +166,8 @@ def test_a_pass_that_takes_too_much_is_left_for_one_of_one_image():
     part = cost(room=150_000)
     assert part.shortcut == "1 of 4 images was measured" and 4 * part.per_image > 150_000
     assert 2 * 24_000 <= part.per_image <= 2 * 24_000 + 200
+    least = measure_pass(Repeated(), batch, count=lambda given: len(given.samples), room=300_000)
+    assert least is not None and 4 * least.per_image > 300_000  # of one image it stores but 48,000 bytes
     none = cost(room=30_000)
     assert none.per_image > 30_000 and "1 of 4 images was left when memory was full" in none.shortcut
     # without patience not even one image is measured, and with little no backward pass
@@ -209,13 +218,15 @@ def test_a_dry_run_reports_and_leaves_no_trace(tiny_model, image_folder, tmp_pat
     text = capsys.readouterr().err
     assert "6 per step" in text and "60.00 epochs" in text and "for 100 steps" in text and str(tmp_path / "run") in text
     assert list(tmp_path.iterdir()) == []
-    # without memory: what is known is printed, and nothing is computed
-    monkeypatch.setattr(plan, "free_memory", lambda: 1000)
-    with pytest.raises(SystemExit) as left:
-        main([str(word) for word in typed])
-    text = capsys.readouterr().err
-    assert left.value.code == 2 and "before any image" in text and "memory    about" not in text
-    assert "--batch: must fit the memory of cpu" in text or "needs " in text
+    # what is known is printed before anything is computed, and refused if it does not fit; then what is measured
+    cases = {1000: "MB on cpu for weights, and", 400_000: "--batch: must fit the memory of cpu; a pass of 3 images"}
+    for free, expected in cases.items():
+        monkeypatch.setattr(plan, "free_memory", lambda free=free: free)
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in typed])
+        text = capsys.readouterr().err
+        assert left.value.code == 2 and "on cpu before any image" in text and expected in text
+        assert ("the largest batch that fits" in text) == (free == 400_000)
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_what_to_lower(objective, monkeypatch):
