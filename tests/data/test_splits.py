@@ -117,6 +117,20 @@ def test_the_split_of_a_root_is_read_from_its_annotation_file(tmp_path):
         split_of_root(tmp_path, split="train")
 
 
+def test_a_split_file_may_write_names_in_another_form(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text('{"base": ["Traffic_Light"], "novel": ["cafe\\u0301"]}')
+    split = split_of(named("caf\u00e9", "traffic light", "dog"), tmp_path, file=path)
+    assert split is not None and (split.base, split.novel) == (("traffic light",), ("caf\u00e9",))  # as in the data
+    assert split.excluded == ("dog",)
+    path.write_text('{"base": ["dog"], "novel": ["DOG"]}')
+    with pytest.raises(InputError, match="need every name once; got 'dog' and 'DOG', which are compared as the same"):
+        split_of(named("dog", "cat"), tmp_path, file=path)
+    path.write_text('{"base": ["dog"], "novel": []}')
+    with pytest.raises(InputError, match="the categories of the data: need every name once"):
+        split_of(named("dog", "Dog"), tmp_path, file=path)
+
+
 def test_splits_json_of_a_root_comes_first(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "JPEGImages").mkdir()  # as VOC, whose annotations are one file an image

@@ -391,11 +391,19 @@ def test_wrong_vocabularies_are_refused():
     found = [("1", Detections(torch.tensor([A]), torch.tensor([0.9]), torch.tensor([0])))]
     only = measure(found, data, vocabulary=["dog"], split=split, style="coco", only_present=True)
     assert only["classes"]["measured"] == 1
-    assert any("2 categories that the vocabulary lacks" in rule for rule in only["rules"])
-    with pytest.raises(InputError, match=r"at least one of its 3 categories .* got \[.Dog.\]"):  # even so refused
-        measure([], data, vocabulary=["Dog"], split=split, style="coco", only_present=True)
-    with pytest.raises(InputError, match="vocabulary: need every class once; 'dog' is listed twice"):
-        measure([], data, vocabulary=["dog", "cup", "dog", "owl"], split=split, style="coco")
+    assert "2 categories that the vocabulary lacks are not measured: 'cup', 'owl'" in only["rules"]
+    # names that differ in form are the same, and what is no category is told
+    same = measure(found, data, vocabulary=["_DOG ", "zebra"], split=split, style="coco", only_present=True)
+    rule = "1 classes of the vocabulary are no category that counts, and are not measured: 'zebra'"
+    assert same["boxes"] == only["boxes"] and rule in same["rules"]
+    with pytest.raises(InputError, match=r"at least one of its 3 categories .* got \[.hound.\]"):  # even so refused
+        measure([], data, vocabulary=["hound"], split=split, style="coco", only_present=True)
+    for again, message in (("dog", "got 'dog' twice"), ("Dog", "got 'dog' and 'Dog', which are compared as the same")):
+        with pytest.raises(InputError, match=f"vocabulary: need every name once; {message}"):
+            measure([], data, vocabulary=["dog", "cup", again, "owl"], split=split, style="coco")
+    renamed = (*data.categories[:-1], replace(data.categories[-1], name="CUP"))
+    with pytest.raises(InputError, match="need every name once; got 'cup' and 'CUP'"):
+        measure([], replace(data, categories=renamed), vocabulary=["dog", "cup", "owl"], split=None, style="coco")
 
 
 def test_wrong_detections_are_refused():

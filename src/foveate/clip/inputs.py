@@ -137,10 +137,11 @@ def warn_unnormalised(images: Images, *, mean: tuple[float, ...], std: tuple[flo
     Returns:
         Whether there were values to look at; tensors without any (fake ones, or traced by the compiler) have none.
     """
-    parts = images if isinstance(images, list) else [images]
-    if not all(type(part) is Tensor and part.numel() and part.device.type != "meta" for part in parts):
+    if torch.compiler.is_compiling():
         return False
-    if torch.compiler.is_compiling() or not parts:
+    parts = images if isinstance(images, list) else [images]
+    is_real = all(type(part) is Tensor and part.numel() and part.device.type != "meta" for part in parts)
+    if not is_real or not parts:
         return False
     low, high = torch.stack([torch.stack(part.detach().float().aminmax()) for part in parts]).T
     low, high = low.min().item(), high.max().item()
@@ -176,7 +177,9 @@ def check_tokens(tokens: Tensor, text: dict[str, Any]) -> None:
             f"tokens: need (B, {length}), the context length, of `tokenize`; got {tuple(tokens.shape)}. Tokenize the "
             "texts with this model's tokenizer."
         )
-    if type(tokens) is Tensor and tokens.device.type == "cpu" and tokens.numel() and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    if type(tokens) is Tensor and tokens.device.type == "cpu" and tokens.numel():
         low, high = (int(bound) for bound in tokens.aminmax())
         if low < 0 or high >= count:
             raise InputError(
