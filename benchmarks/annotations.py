@@ -36,10 +36,13 @@ def write(path: Path, kind: str, *, share: float) -> None:
     """Write a file as large as the original times `share`."""
     images, objects, classes, corners = COUNTS[kind]
     images, objects, dice = int(images * share), int(objects * share), random.Random(0)
-    outlines = [
-        ", ".join(f"{dice.uniform(0, SIDE):.2f}" for _ in range(2 * dice.randint(3, 2 * corners - 3)))
-        for _ in range(999)
-    ]
+    outlines = []  # with their extents: boxes that are not those of their masks are refused
+    for _ in range(999):
+        count = dice.randint(3, 2 * corners - 3)
+        xs, ys = ([round(dice.uniform(0, SIDE), 2) for _ in range(count)] for _ in "xy")
+        sides = (max(xs) - min(xs), max(ys) - min(ys))
+        box = f"[{min(xs)}, {min(ys)}, {sides[0]:.2f}, {sides[1]:.2f}]"
+        outlines.append((", ".join(f"{x}, {y}" for x, y in zip(xs, ys, strict=True)), box, sides[0] * sides[1] / 2))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         lists = {
@@ -64,13 +67,14 @@ def _images(count: int, kind: str, dice: random.Random) -> Iterator[str]:
         yield json.dumps(image | ({"file_name": name} if kind == "coco" else absent))
 
 
-def _objects(images: int, count: int, classes: int, outlines: list[str], dice: random.Random) -> Iterator[str]:
+def _objects(
+    images: int, count: int, classes: int, outlines: list[tuple[str, str, float]], dice: random.Random
+) -> Iterator[str]:
     for number in range(1, count + 1):
-        x, y, w, h = (round(dice.uniform(1, SIDE / 2), 2) for _ in range(4))
+        outline, box, area = outlines[number % 999]
         yield (
-            f'{{"segmentation": [[{outlines[number % 999]}]], "area": {w * h:.4f}, "iscrowd": 0, "image_id": '
-            f'{dice.randint(1, images)}, "bbox": [{x}, {y}, {w}, {h}], "category_id": {dice.randint(1, classes)}, '
-            f'"id": {number}}}'
+            f'{{"segmentation": [[{outline}]], "area": {area:.4f}, "iscrowd": 0, "image_id": '
+            f'{dice.randint(1, images)}, "bbox": {box}, "category_id": {dice.randint(1, classes)}, "id": {number}}}'
         )
 
 

@@ -17,6 +17,7 @@ from foveate.data.annotations import REMOVED, AnnotatedRecords, RelabelledRecord
 from foveate.data.datasets.coco import read_instances, read_panoptic
 from foveate.data.datasets.lvis import read_lvis
 from foveate.data.records import Dataset, IgnoredEntries, Record
+from foveate.data.sources import open_data
 from foveate.errors import InputError
 
 COUNT = 30  # images
@@ -261,3 +262,18 @@ def test_a_worker_receives_the_path_of_the_arrays(written, cache):
     with pytest.raises(InputError, match="need the cached list that the run started with"):
         pickle.loads(sent)
     assert annotations.objects_of(records).labels.sum()  # those that are open remain
+
+
+def test_boxes_that_contradict_their_images_are_refused_from_the_cache_too(written, cache, monkeypatch):
+    content = instances()
+    for thing in content["annotations"]:
+        thing["bbox"] = [0.1, 0.2, 0.5, 0.25]  # parts of the sides
+    written.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="normalised") as first:
+        open_data(written.parent / "images", split="train", annotation_file=written)
+    refuse_to_parse(monkeypatch)
+    with pytest.raises(InputError) as second:
+        open_data(written.parent / "images", split="train", annotation_file=written)
+    assert str(second.value) == str(first.value)
+    dataset = open_data(written.parent / "images", split="train", annotation_file=written, accept=True)
+    assert dataset.consistency.doubt == str(first.value)
