@@ -72,9 +72,9 @@ FEATURES = "--out {out}/f.safetensors --model some --workers 0 --device cpu"
 
 EMBED = Case(
     f"{{images}} {FEATURES}",
-    {**MEASURED, "check_boxes": THROUGH, "make_parts": LAST},
+    {**MEASURED, "check_file_boxes": THROUGH, "make_parts": LAST},
     {
-        "accept_annotations": To("--accept-annotations", given="--boxes {image_boxes}", reaches="check_boxes"),
+        "accept_annotations": To("--accept-annotations", given="--boxes {image_boxes}", reaches="check_file_boxes"),
         "images": To("", instead=f"{{more}} {FEATURES}", reaches="make_parts"),
         "out": To("--out {out}/g.safetensors", reaches="make_parts"),
         "what": To("--what dense", reaches="make_parts"),

@@ -40,8 +40,8 @@ def test_coco_form(tmp_path):
 def test_plain_form(tmp_path):
     path = write(tmp_path, {"a.jpg": [[1, 2, 3, 4.5], [9, 9, 1, 1]], "c.png": []})
     assert read_boxes(path, images=IMAGES) == {
-        "a.jpg": ImageBoxes(((1.0, 2.0, 3.0, 4.5), (9.0, 9.0, 1.0, 1.0))),
-        "c.png": ImageBoxes(),
+        "a.jpg": ImageBoxes(((1.0, 2.0, 3.0, 4.5), (9.0, 9.0, 1.0, 1.0)), as_corners=True),
+        "c.png": ImageBoxes(as_corners=True),
     }
 
 

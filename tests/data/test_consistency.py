@@ -100,7 +100,16 @@ def with_areas(content: dict[str, Any]) -> None:
 
 
 def test_clean_annotations_are_not_told(read):
-    for change in (with_areas, as_lvis, as_objects365, each(lambda x, y, w, h: [x + 2.5, y - 2.5, w, h])):  # rounding
+    def loose(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(iscrowd=1, bbox=[0, 0, WIDTH, HEIGHT])
+
+    for change in (
+        loose,
+        with_areas,
+        as_lvis,
+        as_objects365,
+        each(lambda x, y, w, h: [x + 2.5, y - 2.5, w, h]),
+    ):  # rounding
         dataset = read(change)
         assert dataset.ignored_lines() == [] and sum(len(record.boxes) for record in dataset.records) == 18
 
@@ -174,12 +183,12 @@ def test_corners_near_the_origin_are_noticed_though_few_reach_beyond():
     for number in range(100):
         x = 1 + number % 20
         checks.see(f"box {number}", (x, x, x + 20, x + 20), image, crowd=False)
-    assert checks.finish(100).doubt == ""
+    assert checks.finish().doubt == ""
     for _ in range(3):
         checks.see("far", (60, 60, 90, 90), image, crowd=False)  # as sides it reaches to 150
-    assert "3 of 103" in checks.finish(103).doubt and "corners" in checks.finish(103).doubt
+    assert "3 of 103" in checks.finish().doubt and "corners" in checks.finish().doubt
     checks.see("sides", (30, 30, 20, 20), image, crowd=False)  # no corners
-    assert checks.finish(104).doubt == ""
+    assert checks.finish().doubt == ""
 
 
 def test_flat_polygons_are_named_only_with_masks(read):
@@ -228,6 +237,8 @@ def test_categories_that_are_no_classes_are_left_out(read):
     animals, background = dataset.notes
     assert "'animals' is not used as a class: it is the supercategory of others and owns no object" in animals
     assert "'_background_' is not used as a class: it names the background" in background
+    without = read(lambda content: (change(content), content.update(annotations=[])))
+    assert len(without.categories) == 6  # of a file without annotations nothing is known
     owned = read(lambda content: (change(content), content["annotations"][0].update(category_id=7)))
     assert "_background_" in [category.name for category in owned.categories]
     assert owned.records[0].labels[0] == 2  # sorted by id: dog, cat, _background_
@@ -312,6 +323,17 @@ def test_boxes_of_segments_are_compared_with_their_pixels(tmp_path):
     assert line.startswith(
         f"6 found: {OFF_MASK} (3 images looked at); the first: {root}"
     )  # stuff has no box of its own
+
+
+def test_a_missing_box_of_a_segment_is_that_of_its_pixels(tmp_path):
+    def change(content: dict[str, Any]) -> None:
+        all_segments(content)[1].pop("bbox")
+        all_segments(content)[5].update(bbox=None, id=77)  # which is not in the PNG
+
+    dataset = open_data(panoptic(tmp_path / "root", change), split="val", annotations="panoptic")
+    assert dataset.records[0].boxes[1] == (20, 20, 50, 60) and len(dataset.records[1].boxes) == 2
+    assert dataset.consistency.kinds[BOX_OF_MASK].first.endswith("image 1: segment 1")
+    assert dataset.ignored[NO_BOX].first.endswith("image 2: segment 77")
 
 
 def test_segments_that_the_json_lacks_are_told(tmp_path):

@@ -50,13 +50,13 @@ def test_compressed_counts_of_random_masks_round_trip():
 
 
 def test_polygons_that_cannot_be_drawn_are_ignored_beside_others():
-    ignored: dict[str, IgnoredEntries] = {}
+    faults: dict[str, IgnoredEntries] = {}
     bad = ([], [1, 1, 2, 2], [1, 1, 2, 2, 3], [1, 1, 2, 2, 3, 3, 4], [1, 1, 2, 2, float("nan"), 3])
     for number, polygon in enumerate(bad):
         assert encode_mask(f"object {number}", [polygon], **SIZE) == NO_MASK
-        mask = encode_mask(f"object {number}", [polygon, *SQUARE], **SIZE, ignored=ignored)
+        mask = encode_mask(f"object {number}", [polygon, *SQUARE], **SIZE, faults=faults)
         assert mask == encode_mask("here", SQUARE, **SIZE)
-    assert ignored == {BAD_POLYGON: IgnoredEntries(len(bad), "object 0")}
+    assert faults == {BAD_POLYGON: IgnoredEntries(len(bad), "object 0")}
 
 
 def test_unusable_masks_give_a_reason():

@@ -129,6 +129,9 @@ def test_box_embeddings_equal_the_api(config, clip, images, tmp_path, capsys):
     }
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     config = replace(config, size=128, boxes=tmp_path / "boxes.json")  # which alone means --what boxes
+    with pytest.raises(InputError, match="3 of 7 contradict their image"):
+        run(config)
+    config = replace(config, accept_annotations=True)
     run(config)
     stored = load_file(config.out)
     dense, *_ = dense_by_hand(clip, images / "a.png", 128)

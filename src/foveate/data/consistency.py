@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float64
 from foveate.data.boxes import ImageBoxes
 from foveate.data.images import ImageError, is_turned_by_exif, shown_size
 from foveate.data.instance_masks import encode_mask, extent_of_mask, extent_of_polygons
-from foveate.data.panoptic import compare_segments
+from foveate.data.panoptic import compare_segments, extent_of_segment
 from foveate.data.records import Box, Consistency, Dataset, IgnoredEntries, Record
 from foveate.data.validation import NOT_FINITE, ListedImage, clip_box, count_ignored, read_xywh
 from foveate.errors import InputError
@@ -30,6 +30,7 @@ MIN_FITTING = 0.9  # of the contradicting boxes, which another meaning explains
 MIN_REFUSED = 3  # objects; fewer never refuse a file
 SLACK_PIXELS, SLACK = 3.0, 0.02  # rounding [pixels, part of the image's side]
 MAX_HEADERS, MAX_PNGS = 64, 16  # images of which headers, and panoptic PNGs, are read when the data is opened
+MAX_DECODED = 1_000  # PNGs that are decoded for boxes that are missing
 
 NO_BOX = "object has no `bbox`, and no mask to take it from"
 BOX_OF_MASK = "object has no `bbox`: its box is the extent of its mask"
@@ -60,9 +61,9 @@ class Checks:
             form: how the file writes boxes, for messages.
         """
         self.path, self.form = path, form
-        self.ignored: dict[str, IgnoredEntries] = {}
+        self.ignored: dict[str, IgnoredEntries] = {}  # objects, by reason; the reader counts them
         self.kinds: dict[str, IgnoredEntries] = {}
-        self.boxes = self.crowds = self.parts = self.fit_corners = self.images = 0
+        self.objects = self.boxes = self.crowds = self.parts = self.fit_corners = self.images = self.decoded = 0
         self.contradicting: IgnoredEntries | None = None
         self.meanings: Counter[str] = Counter()  # of the contradicting boxes, those that fit another meaning
         self.seen: set[int] = set()  # hashes of (image, category, box)
@@ -87,6 +88,7 @@ class Checks:
         label: int,
         crowd: bool,
         mask: bytes | str = b"",
+        png: Path | None = None,
     ) -> Box | str:
         """Read the box of an annotation, or the reason why the object is ignored.
 
@@ -97,16 +99,19 @@ class Checks:
             label: of its category.
             crowd: whether it is a crowd, whose box may be loose.
             mask: compressed run lengths, where masks are read.
+            png: of a panoptic file, whose pixels of this segment give a box that is missing.
 
         Returns:
             xyxy, pixels of the image, clipped to it. An object without `bbox` has the extent of its mask.
         """
+        self.objects += 1
+        self.crowds += crowd
         box = read_xywh(where, entry.get("bbox"))
         extent = None if crowd else extent_of_polygons(entry.get("segmentation"))
         if extent is None and mask and isinstance(mask, bytes) and not crowd:
             extent = extent_of_mask(mask, height=image.height, width=image.width)
         if box is None:
-            box = box_of_segmentation(where, entry, image)
+            box = box_of_segmentation(where, entry, image) if png is None else self._box_in_png(entry, image, png)
             if box is None:
                 return NO_BOX
             count_ignored(self.kinds, BOX_OF_MASK, where)
@@ -121,6 +126,13 @@ class Checks:
             area=area if isinstance(area, int | float) else None,
             extent=extent,
         )
+
+    def _box_in_png(self, entry: dict[str, Any], image: ListedImage, png: Path) -> Box | None:
+        """The extent of a segment as x, y, width, height; None: it is not found, or so many were decoded already."""
+        self.decoded += 1
+        is_read = self.decoded <= MAX_DECODED and not png.is_symlink()  # where links lead is checked later
+        extent = extent_of_segment(png, entry["id"], size=(image.height, image.width)) if is_read else None
+        return None if extent is None else (extent[0], extent[1], extent[2] - extent[0], extent[3] - extent[1])
 
     def see(
         self,
@@ -148,7 +160,6 @@ class Checks:
             xyxy, clipped to the image, or the reason why it is ignored.
         """
         self.boxes += 1
-        self.crowds += crowd
         x, y, w, h = box
         x2, y2 = x + w, y + h
         clipped = clip_box((x, y, x2, y2), height=image.height, width=image.width)
@@ -209,19 +220,15 @@ class Checks:
         self.meanings[TURNED] += is_turned
         return is_turned
 
-    def finish(self, entries: int) -> Consistency:
-        """What was counted.
+    def finish(self) -> Consistency:
+        """What was counted."""
+        return Consistency(dict(self.kinds), self._doubt(), tuple(self.outside))
 
-        Args:
-            entries: of the file, which are used or in `self.ignored`.
-        """
-        return Consistency(dict(self.kinds), self._doubt(entries), tuple(self.outside))
-
-    def _doubt(self, entries: int) -> str:
+    def _doubt(self) -> str:
         """Why the file is refused unless the user accepts it; empty: it is not."""
         need = f"{self.path}: need boxes {self.form} in pixels of their images"
         contradicting = self.contradicting
-        ignored = sum(entry.count for reason, entry in self.ignored.items() if not reason.startswith("polygon"))
+        ignored = sum(entry.count for entry in self.ignored.values())
         if self.boxes and _is_rule(self.parts, self.boxes):
             return (
                 f"{need}; {self.parts} of {self.boxes} are parts of the sides, all from 0 to 1 (normalised). "
@@ -234,16 +241,16 @@ class Checks:
                 f"{need}; {contradicting.count} of {self.boxes} contradict their image, area or mask, the first: "
                 f"{contradicting.first}; {question} {ACCEPT}"
             )
-        if entries >= MIN_REFUSED and self.crowds == self.boxes == entries:
+        if MIN_REFUSED <= self.objects == self.crowds:
             return (
-                f"{self.path}: need objects; all {entries} objects are crowds (`iscrowd` 1), which are neither trained "
-                "on nor measured; exporters set it for run lengths. Set `iscrowd` to 0; --accept-annotations takes "
-                "the file as it is."
+                f"{self.path}: need objects; all {self.objects} objects are crowds (`iscrowd` 1), which are neither "
+                "trained on nor measured; exporters set it for run lengths. Set `iscrowd` to 0; --accept-annotations "
+                "takes the file as it is."
             )
-        if entries >= MIN_REFUSED and ignored >= entries:
+        if MIN_REFUSED <= self.objects == ignored:
             reason, entry = max(self.ignored.items(), key=lambda item: item[1].count)
             return (
-                f"{self.path}: need objects that can be used; all {entries} are ignored, {entry.count} because: "
+                f"{self.path}: need objects that can be used; all {self.objects} are ignored, {entry.count} because: "
                 f"{reason} (the first: {entry.first}). Correct the file."
             )
         for kind, total in ((IMAGE_TWICE, self.images), (TWICE, self.boxes)):
@@ -322,7 +329,7 @@ def accepted(dataset: Dataset, *, accept: bool) -> Dataset:
     return dataset if found == dataset.consistency else replace(dataset, consistency=found)
 
 
-def check_boxes(path: Path, images: Sequence[tuple[Record, ImageBoxes]], *, accept: bool) -> Consistency:
+def check_file_boxes(path: Path, images: Sequence[tuple[Record, ImageBoxes]], *, accept: bool) -> Consistency:
     """Check the boxes of a file of boxes, which need no classes and may be repeated.
 
     Args:
@@ -346,7 +353,7 @@ def check_boxes(path: Path, images: Sequence[tuple[Record, ImageBoxes]], *, acce
             for x1, y1, x2, y2 in given.boxes:
                 image = ListedImage(str(record.id), *size)
                 checks.see(f"{path}: image {record.id}", (x1, y1, x2 - x1, y2 - y1), image, crowd=False)
-    found = checks.finish(checks.boxes + 1)
+    found = checks.finish()
     if found.doubt and not accept:
         raise InputError(found.doubt)
     return found
@@ -405,7 +412,7 @@ def _with_segments(dataset: Dataset) -> Consistency:
         if pixels:
             unlisted += pixels
             count_ignored(checks.kinds, UNLISTED, f"{record.panoptic} ({pixels:,} pixels)")
-    found = checks.finish(entries=checks.boxes + 1)
+    found = checks.finish()
     kinds = dict(dataset.consistency.kinds)
     for kind in (OFF_MASK, UNLISTED):
         if kind in found.kinds:

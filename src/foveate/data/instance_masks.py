@@ -27,13 +27,13 @@ NO_MASK = "object has no mask"
 EMPTY_MASK = "mask has no pixel"
 FAR_OUTSIDE = "mask reaches far outside the image"
 FLAT = "a polygon stands where a list of polygons is needed: [[x, y, ...]], not [x, y, ...]"
-BAD_POLYGON = "polygon without three finite corners, beside others of its mask"
+BAD_POLYGON = "polygon of a mask is ignored: it has not three finite corners"
 MIN_NUMBERS = 6  # of a polygon: three corners
 MAX_DISTANCE = 2  # of a polygon from its image, in longest sides of the image
 
 
 def encode_mask(
-    where: str, value: Any, *, height: int, width: int, ignored: dict[str, IgnoredEntries] | None = None
+    where: str, value: Any, *, height: int, width: int, faults: dict[str, IgnoredEntries] | None = None
 ) -> bytes | str:
     """Convert an annotation's `segmentation` to compressed run lengths, or return the reason why it is ignored.
 
@@ -41,7 +41,7 @@ def encode_mask(
         where: the annotation's name in messages.
         value: see the module.
         height, width: of the image [pixels].
-        ignored: receives the polygons that are ignored beside others of the same mask.
+        faults: receives the polygons that are ignored beside others of the same mask.
 
     Raises:
         InputError: another form, another size than the image's, or counts that do not add up.
@@ -55,8 +55,8 @@ def encode_mask(
             polygons = [corners for corners in value if _is_polygon(where, corners)]
             if not polygons:
                 return NO_MASK
-            if ignored is not None and len(polygons) < len(value):
-                count_ignored(ignored, BAD_POLYGON, where)
+            if faults is not None and len(polygons) < len(value):
+                count_ignored(faults, BAD_POLYGON, where)
             margin = MAX_DISTANCE * max(height, width)
             if any(not -margin <= x <= margin + max(height, width) for polygon in polygons for x in polygon):
                 return FAR_OUTSIDE

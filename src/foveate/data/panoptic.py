@@ -7,6 +7,7 @@ segment of the record (unlabelled ones, and segments that were ignored) are in n
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
@@ -67,10 +68,22 @@ def compare_segments(record: Record) -> tuple[list[Box | None], int]:
     extents: list[Box | None] = []
     for key in record.segment_ids:  # one at a time, in NumPy, which is several times faster than `mask_extents` here
         mask = colours == key  # (H, W)
-        rows, columns = mask.any(axis=1).nonzero()[0].tolist(), mask.any(axis=0).nonzero()[0].tolist()
-        extents.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if rows else None)
+        extents.append(_extent(mask))
         unlisted -= int(mask.sum())
     return extents, unlisted
+
+
+def extent_of_segment(path: Path, key: int, *, size: tuple[int, int]) -> Box | None:
+    """The extent of one segment in a PNG of (height, width) pixels: xyxy; None: it has no pixel, or no PNG."""
+    try:
+        return _extent(read_colours(path, size=size).numpy() == key)
+    except ImageError:  # reported where it is read
+        return None
+
+
+def _extent(mask: Bool[np.ndarray, "H W"]) -> Box | None:
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (1, 0))
+    return (columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0) if rows else None
 
 
 def read_panoptic_map(record: Record, categories: Sequence[Category]) -> PanopticMap:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.data.annotations import objects_of
 from foveate.data.boxes import ImageBoxes, parse_boxes
-from foveate.data.consistency import check_boxes
+from foveate.data.consistency import check_file_boxes
 from foveate.data.file_names import MAX_DEPTH, read_names
 from foveate.data.records import Box, Dataset, IgnoredEntries, Item, Record
 from foveate.data.validation import OUTSIDE, TINY, clip_box, count_ignored
@@ -79,7 +79,7 @@ def with_boxes(dataset: Dataset, path: Path, *, accept: bool = False) -> Dataset
         for index, name in matched.items()
     }
     pairs = [(dataset.records[index], boxes_by_name[name]) for index, name in matched.items()]
-    consistency = check_boxes(path, pairs, accept=accept)
+    consistency = check_file_boxes(path, pairs, accept=accept)
     if not boxed:
         twice = ignored.get(AMBIGUOUS)
         raise InputError(

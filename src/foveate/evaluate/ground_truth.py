@@ -216,7 +216,7 @@ def _from_file(
     by_id = {category.id: label for category, label in zip(dataset.categories, labels, strict=True)}
     seen: set[int | str] = set()
     objects, ignored_objects, without_area = [], 0, 0
-    ignored: dict[str, IgnoredEntries] = {}
+    faults: dict[str, IgnoredEntries] = {}
     for entry in content["annotations"]:
         where = check_entry(path, entry, "annotation", seen)
         image = images.get(known_id(where, entry, "image_id", in_file))
@@ -234,7 +234,7 @@ def _from_file(
             fail(where, "`area`, a number of pixels", short(area))
         segmentation = None
         if masks:
-            outline = encode_mask(where, entry.get("segmentation"), height=size[0], width=size[1], ignored=ignored)
+            outline = encode_mask(where, entry.get("segmentation"), height=size[0], width=size[1], faults=faults)
             if isinstance(outline, str):
                 ignored_objects += 1
                 continue
@@ -254,7 +254,7 @@ def _from_file(
             f"areas are those of the boxes where the file has 0, a negative one or one far from the box's "
             f"({replaced.sum() - without_area} objects)"
         )
-    rules += [f"{entries.count} ignored: {reason}; the first: {entries.first}" for reason, entries in ignored.items()]
+    rules += [f"{entries.count} found: {fault}; the first: {entries.first}" for fault, entries in faults.items()]
     if ignored_objects:
         rules.append(
             f"{ignored_objects} objects without a finite box or, where masks count, without a mask are ignored"

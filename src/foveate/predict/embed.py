@@ -17,7 +17,7 @@ from foveate.clip.io.digest import digest_state
 from foveate.clip.load import load
 from foveate.clip.model import Clip
 from foveate.data.boxes import ImageBoxes, read_boxes
-from foveate.data.consistency import check_boxes
+from foveate.data.consistency import check_file_boxes
 from foveate.data.records import Dataset
 from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
@@ -113,7 +113,7 @@ def _with_boxes(dataset: Dataset, path: Path, *, accept: bool) -> Dataset:
     """Give each image its boxes, none to images that are not in the file."""
     by_image = read_boxes(path, images=[str(record.id) for record in dataset.records])
     pairs = [(record, by_image[str(record.id)]) for record in dataset.records if str(record.id) in by_image]
-    consistency = check_boxes(path, pairs, accept=accept)
+    consistency = check_file_boxes(path, pairs, accept=accept)
     records = []
     for record in dataset.records:
         boxed = by_image.get(str(record.id), ImageBoxes())

@@ -20,6 +20,7 @@ from foveate.data.validation import (
     ListedImage,
     check_entry,
     count_ignored,
+    escapes,
     fail,
     field,
     file_name,
@@ -86,10 +87,9 @@ def list_things(
     def read() -> tuple[Arrays, dict[str, Any]]:
         images = list_images(path, content["images"], name_of=name_of)
         numbers = {key: number for number, key in enumerate(images)}
-        checks, things, seen, count = Checks(path), ObjectList(), IdSet(), 0
+        checks, things, seen = Checks(path), ObjectList(), IdSet()
         checks.see_images(images)
         for entry in content["annotations"]:
-            count += 1
             where = _check_instance(path, entry, seen)
             key = known_id(where, entry, "image_id", images)
             thing = _thing(where, entry, labels, images[key], checks, with_masks=with_masks)
@@ -98,7 +98,7 @@ def list_things(
             else:
                 box, label, crowd, mask = thing
                 things.add(numbers[key], box, label, crowd=crowd, mask=mask)
-        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, _facts(checks, count)
+        return {**_image_arrays(images), **things.arrays(len(images), masks=with_masks)}, _facts(checks)
 
     arrays, facts, stored = stored_arrays(path, f"{naming}, masks: {with_masks}", read)
     records = AnnotatedRecords(arrays, folders=(folder,), stored=stored)
@@ -124,7 +124,7 @@ def _thing(
     mask: bytes | str = b""
     if with_masks:
         size = {"height": image.height, "width": image.width}
-        mask = encode_mask(where, entry.get("segmentation"), **size, ignored=checks.ignored)
+        mask = encode_mask(where, entry.get("segmentation"), **size, faults=checks.kinds)
     box = checks.box_of(where, entry, image, label=label, crowd=crowd, mask=mask)
     if isinstance(box, str):
         return box
@@ -164,7 +164,9 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             if key in pngs:
                 fail(where, "one annotation per image", "a second one")
             pngs[key] = field(where, entry, "file_name", str, "the name of a PNG file")
-            for box, label, crowd, number in _segments(where, entry["segments_info"], labels, images[key], checks):
+            png = None if escapes(pngs[key]) else Path(png_folder) / pngs[key]
+            segments = _segments(where, entry["segments_info"], labels, images[key], checks, png)
+            for box, label, crowd, number in segments:
                 things.add(numbers[key], box, label, crowd=crowd, segment=number)
         for key in images:
             if key not in pngs:
@@ -173,9 +175,9 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         arrays = things.arrays(len(images), segments=True)
         arrays["ends"] = arrays["ends"][[*(numbers[key] for key in annotated), len(images)]]  # the others have none
         arrays |= {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated))}
-        return arrays, _facts(checks, checks.boxes + 1)
+        return arrays, _facts(checks)
 
-    arrays, facts, stored = stored_arrays(path, "panoptic", read)
+    arrays, facts, stored = stored_arrays(path, f"panoptic, {Path(png_folder).resolve()}", read)
     folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
     records = AnnotatedRecords(arrays, folders=folders, stored=stored)
     notes = list(unused_categories(content).values())
@@ -185,9 +187,9 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
     return Dataset(path.stem, categories, records, ignored, tuple(notes), consistency=consistency)
 
 
-def _facts(checks: Checks, entries: int) -> dict[str, Any]:
+def _facts(checks: Checks) -> dict[str, Any]:
     """What was ignored and what contradicts, as it is cached."""
-    found = checks.finish(entries)
+    found = checks.finish()
     kinds, ignored = (
         {kind: [entry.count, entry.first] for kind, entry in counts.items()} for counts in (found.kinds, checks.ignored)
     )
@@ -223,7 +225,7 @@ def _with_files(
 
 
 def _segments(
-    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, checks: Checks
+    where: str, entries: list[Any], labels: dict[int, int], image: ListedImage, checks: Checks, png: Path | None
 ) -> list[tuple[Box, int, bool, int]]:
     """The usable segments of one image: (box, label, crowd, id)."""
     segments = []
@@ -234,7 +236,7 @@ def _segments(
             fail(name, f"an `id` in 1..{MAX_COLOUR} (a colour)", short(entry["id"]))
         label = labels[known_id(name, entry, "category_id", labels)]
         crowd = flag(name, entry, "iscrowd", default=0)
-        box = checks.box_of(name, entry, image, label=label, crowd=crowd)
+        box = checks.box_of(name, entry, image, label=label, crowd=crowd, png=png)
         if isinstance(box, str):
             count_ignored(checks.ignored, box, name)
         else:

@@ -79,7 +79,7 @@ def read_voc(folder: Path | str, *, split: str, boxes: bool = True, with_images:
         else Record(name, paths[name])
         for name in names
     ]
-    name, consistency = f"{folder.resolve().name} {split}", checks.finish(checks.boxes + 1)
+    name, consistency = f"{folder.resolve().name} {split}", checks.finish()
     return Dataset(name, categories, tuple(records), checks.ignored, tuple(notes), consistency=consistency)
 
 
