@@ -173,7 +173,7 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
         arrays |= {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated))}
         return arrays, _facts(checks, content)
 
-    arrays, facts, stored = stored_arrays(path, f"panoptic, {png_folder}", read)
+    arrays, facts, stored = stored_arrays(path, f"panoptic, {Path(png_folder).resolve()}", read)
     folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
     records, notes = AnnotatedRecords(arrays, folders=folders, stored=stored), [*facts["notes"]]
     for key, folder in zip(("names", "pngs"), folders, strict=True):
