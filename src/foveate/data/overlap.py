@@ -1,6 +1,7 @@
 """Images that are in two data sets: a held-out loss of training images says nothing."""
 
 import hashlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -10,6 +11,7 @@ from foveate.data.records import Record
 
 MAX_COMPARED = 500_000  # images of the larger set; the others are not looked at
 MAX_READ = 2_000  # of those, files of equal size that are read
+MAX_SECONDS = 30.0  # of looking at sizes and reading: other processes wait
 
 Place = tuple[Path, int]  # the file without links, and the first byte in it
 
@@ -47,7 +49,12 @@ def shared_images(records: Sequence[Record], chosen: Sequence[Record]) -> list[t
 
 
 def _of_sizes(records: Sequence[Record], sizes: set[int]) -> Iterator[Record]:
-    return (record for record in records if _size(record) in sizes)
+    deadline = time.monotonic() + MAX_SECONDS
+    for record in records:
+        if time.monotonic() > deadline:
+            return
+        if _size(record) in sizes:
+            yield record
 
 
 def _place(record: Record, folders: dict[Path, Path]) -> Place:
