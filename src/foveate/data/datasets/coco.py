@@ -164,14 +164,14 @@ def read_panoptic(json_path: Path | str, image_folder: Path | str | None, png_fo
             png = None if escapes(name) else Path(png_folder) / name
             for box, label, crowd, number in _segments(where, entry["segments_info"], labels, images[key], checks, png):
                 things.add(numbers[key], box, label, crowd=crowd, segment=number)
-        for key in images:
-            if key not in pngs:
-                count_ignored(checks.ignored, UNANNOTATED, f"{path}: image {short(key)}")
+        facts = _facts(checks, content)  # before images are counted, which are no objects
+        if others := [key for key in images if key not in pngs]:
+            facts["ignored"][UNANNOTATED] = [len(others), f"{path}: image {short(others[0])}"]
         annotated = {key: image for key, image in images.items() if key in pngs}
         arrays = things.arrays(len(images), segments=True)
         arrays["ends"] = arrays["ends"][[*(numbers[key] for key in annotated), len(images)]]  # the others have none
         arrays |= {**_image_arrays(annotated), **packed("pngs", (pngs[key] for key in annotated))}
-        return arrays, _facts(checks, content)
+        return arrays, facts
 
     arrays, facts, stored = stored_arrays(path, f"panoptic, {Path(png_folder).resolve()}", read)
     folders = (None if image_folder is None else Path(image_folder), Path(png_folder))
