@@ -407,7 +407,10 @@ def test_a_png_in_place_of_a_jpeg_is_an_image_if_it_has_colours(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"{}", mtime=0), "in JSON; it is a file compressed with gzip. Unpack it first, or give another file"),
+        (
+            gzip.compress(b"{}", mtime=0),
+            "in JSON; it is a file compressed with gzip. Unpack it first, or give another file",
+        ),
         (b"PK\x03\x04....", "it is a zip archive. Unpack it first"),
         (b"BZh91AY", "compressed with bzip2"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS.*git lfs pull"),
