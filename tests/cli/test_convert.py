@@ -97,11 +97,11 @@ def test_mistakes_are_found_before_the_work(source, tmp_path, capsys):
 def test_a_result_that_embeds_differently_is_not_left_behind(source, tmp_path, capsys, monkeypatch):
     from foveate.clip.io import weights
 
-    def spoil(state, path, metadata):
+    def spoil(path, state):
         key = next(key for key in state if key.endswith("visual.proj") or key == "visual_projection.weight")
-        save_file({**state, key: state[key].roll(1, 0)}, path, metadata=metadata)
+        save_file({**state, key: state[key].roll(1, 0)}, path, {"format": "pt"})
 
-    monkeypatch.setattr(weights, "save_file", spoil)
+    monkeypatch.setattr(weights, "write_tensors", spoil)
     for layout in ("open_clip", "hf", "foveate"):
         fails(["convert", source, tmp_path / "out", "--to", layout], "embeds differently: an image by", capsys)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
