@@ -205,7 +205,7 @@ class _Freezer:
 
 
 def _numbers(value: Tensor | np.ndarray) -> Any:
-    tensor = torch.as_tensor(value).detach().reshape(-1)
+    tensor = torch.as_tensor(value if isinstance(value, Tensor) else value.copy()).detach().reshape(-1)
     gradient = isinstance(value, Tensor) and value.requires_grad
     if tensor.numel() > EXACT:
         sample = tensor[:: tensor.numel() // 16].tolist()

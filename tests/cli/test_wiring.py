@@ -36,6 +36,7 @@ CASES: dict[str, Case] = {
     **wiring_predict.CASES,
     **wiring_files.CASES,
 }
+FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in COMMANDS}
 UNRECORDED = {
     (words, name): reason
     for words in CASES
@@ -43,9 +44,8 @@ UNRECORDED = {
         ("out", "the JSON file that the finished measurement is written to" if words.startswith("evaluate ") else ""),
         ("overwrite", "existing files are checked before the command: see test_outputs.py"),
     )
-    if reason
+    if reason and name in FLAGS[words]
 }  # flags whose value changes no recorded call, by command and name, with the reason
-FLAGS = {command.words: [field.name for field in fields(command.load_config())] for command in COMMANDS}
 CHANGES = [
     pytest.param(words, name, id=f"{words} {name}")
     for words, names in FLAGS.items()
