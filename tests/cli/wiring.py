@@ -73,9 +73,10 @@ def shared_clip(arguments: dict[str, Any]) -> Clip:
 
 
 def rows_of(arguments: dict[str, Any]) -> torch.Tensor:
-    """Embeddings of a vocabulary, as many as it has classes."""
+    """Embeddings of a vocabulary: of each class, or of each of its names."""
     vocabulary = arguments["vocabulary"]
-    count = len(vocabulary.classes if isinstance(vocabulary, Vocabulary) else vocabulary)
+    classes = vocabulary.classes if isinstance(vocabulary, Vocabulary) else [(name,) for name in vocabulary]
+    count = sum(map(len, classes)) if arguments["each_name"] else len(classes)
     rows = torch.linspace(1, 2, (count + (arguments["background"] is not None)) * WIDTH).reshape(-1, WIDTH)
     return torch.nn.functional.normalize(rows, dim=1)
 
