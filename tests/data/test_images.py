@@ -323,7 +323,7 @@ def test_names_that_are_not_utf8_are_refused_with_their_number(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9") / "b.jpg").touch()
     with pytest.raises(InputError, match=r"got 1 in another encoding, the first 'caf\\udce9/b.jpg'. Rename them"):
         list_images(tmp_path)
-    assert len(list_images(tmp_path / os.fsdecode(b"caf\xe9"))) == 1
+    assert len(list_images(tmp_path / os.fsdecode(b"caf\xe9")).images) == 1
 
 
 def test_a_pipe_does_not_hang(tmp_path):

@@ -132,7 +132,7 @@ def test_a_file_with_other_results_is_not_written(ask, folder):
     path.parent.mkdir()
     path.write_bytes(b"of yesterday")
     typed = ["export", "--model", "vit", "--what", "image", "--format", "torch", "--out", str(path)]
-    answer = ask(arguments=typed, spoil=True)
+    answer = ask(arguments=[*typed, "--overwrite"], spoil=True)
     assert answer["status"] == 2
     assert "its results differ from the model's" in answer["err"] and "need at most 1e-04" in answer["err"]
     assert path.read_bytes() == b"of yesterday"

@@ -261,7 +261,7 @@ def test_a_command_ends_with_the_process_that_started_it(tmp_path: Path) -> None
         return False
 
     wait_until(is_free, log)
-    assert "The same command resumes" in log.read_text()
+    assert "To resume, run:" in log.read_text()
 
 
 def wait_until(is_so: Callable[[], bool], log: Path) -> None:

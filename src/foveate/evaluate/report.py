@@ -20,6 +20,7 @@ from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.evaluate.flags import ImageFlags
 from foveate.io.files import bad_lines, versions, write_whole
+from foveate.io.outputs import check_command
 from foveate.io.outputs import MARK
 
 Cell = str | int | float | None
@@ -27,7 +28,8 @@ MAX_NAME = 24  # characters of a name that is not wrapped in a narrow terminal
 
 
 def start(config: ImageFlags) -> float:
-    """Check --limit before any work is done, and return the start time [seconds]."""
+    """Check --out and --limit before any work is done, and return the start time [seconds]."""
+    check_command(config)  # again, for callers in Python
     if config.limit is not None and config.limit < 1:
         raise InputError(f"--limit: need at least 1 image; got {config.limit}.")
     return time.perf_counter()

@@ -96,7 +96,7 @@ def test_a_part_of_other_images_is_made_again(tmp_path: Path):
 
 
 def test_a_flipped_bit_is_refused(tmp_path: Path):
-    writer = CandidateWriter(tmp_path, ids=IDS[:3], made_by=MADE_BY)
+    writer = CandidateWriter(tmp_path, images=listed(IDS[:3]), made_by=MADE_BY)
     for name in IDS[:3]:
         writer.add(make(name, 2))
     path = tmp_path / "000000000-000000003.safetensors"
