@@ -160,7 +160,7 @@ def test_invalid_arguments_of_a_source_are_refused(tmp_path):
         ({"regions": "patches"}, '"grid" or "boxes"'),
         ({"regions": "boxes"}, "has none"),
         ({"keep": 0}, "keep"),
-        ({"limit": 0}, "limit"),
+        ({"limit": 0}, "--grid: must be 1 to 64"),
         ({"rule": "mine"}, "rule"),
     ):
         with pytest.raises(InputError, match=reason):

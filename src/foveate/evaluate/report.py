@@ -20,8 +20,7 @@ from foveate.engine.distributed import choose_device
 from foveate.errors import InputError
 from foveate.evaluate.flags import ImageFlags
 from foveate.io.files import bad_lines, versions, write_whole
-from foveate.io.outputs import check_command
-from foveate.io.outputs import MARK
+from foveate.io.outputs import MARK, check_command
 
 Cell = str | int | float | None
 MAX_NAME = 24  # characters of a name that is not wrapped in a narrow terminal
