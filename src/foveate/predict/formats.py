@@ -100,7 +100,7 @@ def _write_cvat(content: Content) -> dict[str, str]:
             _add(attribute, key, value)
     for number, (image, entries) in enumerate(_by_image(content)):
         sides = {"width": str(image["width"]), "height": str(image["height"])}
-        parent = ElementTree.SubElement(root, "image", id=str(number), name=image["file_name"], **sides)
+        parent = ElementTree.SubElement(root, "image", {"id": str(number), "name": image["file_name"], **sides})
         for entry in entries:
             shared = {"label": names[entry["category_id"] - 1], "source": "auto", "occluded": "0", "z_order": "0"}
             x, y, w, h = entry["bbox"]
@@ -193,7 +193,7 @@ def _outlines(entry: dict[str, Any]) -> list[Polygon]:
 
     encoded: Any = entry["segmentation"]
     inside = np.pad(coco.decode(encoded).astype(np.float32), 1)  # (H + 2, W + 2), so that outlines are closed
-    lines = contour_generator(z=inside).lines(0.5)
+    lines: list[Any] = [*contour_generator(z=inside).lines(0.5)]
     # pixel centres are at half numbers; an inner outline runs the other way
     return [[(float(x) - 0.5, float(y) - 0.5) for x, y in line[:-1]] for line in lines if _signed_area(line) > 0]
 
