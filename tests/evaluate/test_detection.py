@@ -223,6 +223,7 @@ def test_areas_that_are_none_and_missing_boxes_are_replaced_and_told(tmp_path: P
     rules = "; ".join(truth.rules)
     assert "where the file has none (1 objects)" in rules and "far from the box's (3 objects)" in rules
     assert "1 objects without a finite box" in rules
+    assert {*truth.notable} < {*truth.rules} and any("(3 objects)" in line for line in truth.notable)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

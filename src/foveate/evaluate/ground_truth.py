@@ -59,7 +59,7 @@ class GroundTruth:
     objects: list[Object]
     federated: list[tuple[list[int], list[int]]] | None  # LVIS: (absent, not exhaustively annotated) classes per image
     rules: tuple[str, ...]  # what was ignored and where values come from, for people
-    unmeasured: tuple[str, ...] = ()  # those of them about names that only the categories or only the vocabulary have
+    notable: tuple[str, ...] = ()  # those of them that are printed: what was replaced, ignored or is not measured
 
     def counts(self) -> np.ndarray:
         """Objects of each class, without crowds."""
@@ -104,13 +104,13 @@ def open_ground_truth(
     index = {normalize_name(name): number for number, name in enumerate(names)}
     labels = [index.get(normalize_name(category.name), -1) for category in dataset.categories]
     # the objects, from the file if there is one
-    federated = None
+    federated, notable = None, list[str]()
     if annotations is None:
         objects = _from_records(dataset, labels)
         rules = ["areas are those of the boxes", *dataset.ignored_lines()]
     else:
         content = load(annotations, kind="an annotation")
-        objects, rules = _from_file(annotations, content, dataset, labels, masks=masks, difficult=is_voc)
+        objects, rules, notable = _from_file(annotations, content, dataset, labels, masks=masks, difficult=is_voc)
         if style == "lvis":
             federated = _federated(annotations, content, dataset, labels)
     # the images: if categories are excluded, those that still have an object
@@ -121,8 +121,8 @@ def open_ground_truth(
             f"{split.rule}; {len(dataset.records) - len(counting)} of {len(dataset.records)} images have no object, "
             "not even a crowd, of a base or novel category and are ignored"
         )
-    unmeasured = _unmeasured(counting_names(dataset, split), vocabulary, missing)
-    rules += unmeasured
+    notable += _unmeasured(counting_names(dataset, split), vocabulary, missing)
+    rules += notable
     numbers = {old: new for new, old in enumerate(counting)}
     ids = [str(record.id) for record in dataset.records]
     return GroundTruth(
@@ -137,7 +137,7 @@ def open_ground_truth(
         objects=[annotated._replace(image=numbers[annotated.image]) for annotated in objects],
         federated=None if federated is None else [federated[old] for old in counting],
         rules=tuple(rules),
-        unmeasured=tuple(unmeasured),
+        notable=tuple(notable),
     )
 
 
@@ -215,8 +215,8 @@ def _from_records(dataset: Dataset, labels: Sequence[int]) -> list[Object]:
 
 def _from_file(
     path: Path, content: dict[str, Any], dataset: Dataset, labels: Sequence[int], *, masks: bool, difficult: bool
-) -> tuple[list[Object], list[str]]:
-    """The objects of the data set's images as in the file, not clipped and of any size, and the rules."""
+) -> tuple[list[Object], list[str], list[str]]:
+    """The objects of the data set's images as in the file, not clipped and of any size; the rules; the notable ones."""
     images = {record.id: number for number, record in enumerate(dataset.records)}
     sizes = [record.size for record in dataset.records]
     in_file = {image.get("id"): None for image in content["images"] if isinstance(image, dict)}
@@ -262,17 +262,18 @@ def _from_file(
     rules = ["boxes and areas are those of the annotation file, none is clipped or ignored for its size"]
     if without_area:
         rules.append(f"areas are those of the boxes where the file has none ({without_area} objects)")
+    notable = []
     if replaced.sum() > without_area:
-        rules.append(
+        notable.append(
             f"areas are those of the boxes where the file has 0, a negative one or one far from the box's "
             f"({replaced.sum() - without_area} objects)"
         )
-    rules += [f"{entries.count} found: {fault}; the first: {entries.first}" for fault, entries in faults.items()]
+    notable += [f"{entries.count} found: {fault}; the first: {entries.first}" for fault, entries in faults.items()]
     if ignored_objects:
-        rules.append(
+        notable.append(
             f"{ignored_objects} objects without a finite box or, where masks count, without a mask are ignored"
         )
-    return objects, rules
+    return objects, rules, notable
 
 
 def _read_box(where: str, entry: dict[str, Any], size: tuple[int, int]) -> Box | None:

@@ -60,8 +60,6 @@ def run_detection(config: Detection) -> dict[str, Any]:
     measured = first_images(dataset, config.limit)
     names = _names(vocabulary, dataset)
     truth = _open_truth(config, measured, names, split)
-    for line in truth.unmeasured:
-        log(line)
     if config.results is not None:
         check_categories(config.results, dataset, vocabulary=names)
     if not truth.objects:
@@ -124,7 +122,8 @@ def _names(vocabulary: Vocabulary, dataset: Dataset) -> tuple[str, ...]:
 
 
 def _open_truth(config: Detection, dataset: Dataset, names: tuple[str, ...], split: BaseNovel | None) -> GroundTruth:
-    return open_ground_truth(
+    """Open the ground truth, and print what of it was replaced, ignored or is not measured."""
+    truth = open_ground_truth(
         dataset,
         vocabulary=names,
         split=split,
@@ -132,6 +131,8 @@ def _open_truth(config: Detection, dataset: Dataset, names: tuple[str, ...], spl
         masks=config.masks,
         only_present=config.vocab is not None,
     )
+    log("\n".join(line for line in truth.notable if line not in dataset.ignored_lines()))
+    return truth
 
 
 def style_of(dataset: Dataset, *, benchmark: str | None) -> Style:
