@@ -122,8 +122,8 @@ def test_clean_annotations_are_not_told(read):
         (lambda content: (with_areas(content), each(corners)(content)), False, "18 of 18 contradict .* corners"),
         (lambda content: (as_lvis(content), each(corners)(content)), False, "are these corners"),
         (lambda content: (as_objects365(content), each(corners)(content)), False, "are these corners"),
-        (each(parts), True, "18 of 18 are parts of the sides"),
-        (lambda content: (as_lvis(content), each(parts)(content)), False, "are parts of the sides"),
+        (each(parts), True, "18 of 18 are fractions of the image's sides"),
+        (lambda content: (as_lvis(content), each(parts)(content)), False, "are fractions of the image's sides"),
         (each(centred), True, "18 of 18 contradict .* are these centres"),
         (each(lambda x, y, w, h: [2 * x, 2 * y, 2 * w, 2 * h]), False, "or of another size of them"),
         (each(lambda x, y, w, h: [HEIGHT - y - h, x, h, w]), True, "were the images turned"),
@@ -136,12 +136,12 @@ def test_clean_annotations_are_not_told(read):
                 {**one, "id": one["id"] + 100} for one in [*content["annotations"]]
             ),
             True,
-            "18 times of 36: object is listed twice",
+            "18 of 36 repeated: object is listed twice",
         ),
         (
             lambda content: content["images"].extend({**one, "id": one["id"] + 100} for one in [*content["images"]]),
             True,
-            "6 times of 12: image is listed twice",
+            "6 of 12 repeated: image is listed twice",
         ),
     ],
 )  # fmt: skip
@@ -354,7 +354,7 @@ def test_segments_that_the_json_lacks_are_told(tmp_path):
     [
         ({"1.png": [[60, 50, 30, 20]] * 4}, r"need boxes \[x1, y1, x2, y2\] .* are these \[x, y, width, height\]"),
         ([{"image_id": 1, "bbox": [90, 70, 130, 110]}] * 4, r"\[x, y, width, height\] .* are these corners"),
-        ({"1.png": [[0.1, 0.2, 0.5, 0.6]] * 4}, "4 of 4 are parts of the sides"),
+        ({"1.png": [[0.1, 0.2, 0.5, 0.6]] * 4}, "4 of 4 are fractions of the image's sides"),
     ],
 )
 def test_files_of_boxes_are_checked_with_the_sizes_of_the_images(tmp_path, entries, says):

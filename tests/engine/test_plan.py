@@ -15,9 +15,9 @@ from foveate.clip.load import load
 from foveate.engine import measure, plan
 from foveate.engine.distributed import Processes
 from foveate.engine.measure import measure_pass
-from foveate.engine.memory import free_memory
 from foveate.engine.plan import Memory, Plan, memory_of, require_batch, require_fixed
 from foveate.errors import InputError
+from foveate.io.memory import free_memory
 from foveate.objectives.clipself import ClipSelf, count_regions, train_layers
 from foveate.ops.grid import grid_boxes
 from foveate.types import Batch, Sample
@@ -169,7 +169,7 @@ def test_a_pass_that_takes_too_much_is_left_for_one_of_one_image():
     least = measure_pass(Repeated(), batch, count=lambda given: len(given.samples), room=300_000)
     assert least is not None and 4 * least.per_image > 300_000  # of one image it stores but 48,000 bytes
     none = cost(room=30_000)
-    assert none.per_image > 30_000 and "1 of 4 images was left when memory was full" in none.shortcut
+    assert none.per_image > 30_000 and "1 of 4 images was stopped when memory was full" in none.shortcut
     # without patience not even one image is measured, and with little no backward pass
     assert none.is_least and cost(patience=0).is_least and not part.is_least
     slow = nn.Sequential(nn.Identity())

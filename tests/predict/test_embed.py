@@ -286,7 +286,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
     with pytest.raises(InputError, match=r"f.json does not exist"):
         run(config)
     config.out.write_bytes(b"something")
-    with pytest.raises(InputError, match="not a complete safetensors file"):
+    with pytest.raises(InputError, match="a complete .safetensors file of this command"):
         run(config)
     Path(f"{tmp_path}/g.safetensors.parts").mkdir()
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")
@@ -434,6 +434,6 @@ def test_segment_stopped_leaves_whole_files_and_starts_again(images, tmp_path, m
     said = capsys.readouterr().err
     assert done.value.code == 143 and "Traceback" not in said
     assert (
-        f"stopped by SIGTERM; the files that were written to {tmp_path / 's'} are whole. To start again, run:" in said
+        f"stopped by SIGTERM; the files already written to {tmp_path / 's'} are complete. To start again, run:" in said
     )
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["000001.jpg", "000001.png"]

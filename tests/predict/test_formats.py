@@ -92,7 +92,7 @@ def test_fiftyone_has_relative_boxes_by_the_stem_of_the_image() -> None:
 
 @pytest.mark.parametrize("format", ["yolo", "voc", "fiftyone"])
 def test_two_images_with_one_stem_are_refused(format: Any) -> None:
-    with pytest.raises(InputError, match="different names"):
+    with pytest.raises(InputError, match="differ without their suffix"):
         write_format(content("a.jpg", "a.png"), format)
 
 

@@ -84,5 +84,5 @@ def test_processes_with_other_images_are_refused(monkeypatch):
     monkeypatch.setattr(Processes, "gather", lambda self, value: [value, other])
     two = Processes(rank=0, size=2, device=torch.device("cpu"))
     assert common_identity(listings("ab"), two) == other
-    with pytest.raises(InputError, match="process 0 lists 3 of them, process 1 2 or others"):
+    with pytest.raises(InputError, match="process 0 lists 3 and process 1 lists 2"):
         common_identity(listings("abc"), two)

@@ -231,7 +231,7 @@ class Checks:
         ignored = sum(entry.count for entry in self.ignored.values())
         if self.boxes and _is_rule(self.parts, self.boxes):
             return (
-                f"{need}; {self.parts} of {self.boxes} are parts of the sides, all from 0 to 1 (normalised). "
+                f"{need}; {self.parts} of {self.boxes} are fractions of the image's sides, from 0 to 1 (normalised). "
                 "Multiply them by the image's width and height."
             )
         if contradicting is not None and (_is_rule(contradicting.count, self.boxes) or self._are_corners()):
@@ -256,8 +256,8 @@ class Checks:
         for kind, total in ((IMAGE_TWICE, self.images), (TWICE, self.boxes)):
             if kind in self.kinds and _is_rule(self.kinds[kind].count, total):
                 return (
-                    f"{self.path}: need every image and object once; {self.kinds[kind].count} times of {total}: "
-                    f"{kind}, the first: {self.kinds[kind].first}. Was a file merged with itself? {ACCEPT}"
+                    f"{self.path}: need every image and object once; got {self.kinds[kind].count} of {total} "
+                    f"repeated: {kind}, the first: {self.kinds[kind].first}. Was a file merged with itself? {ACCEPT}"
                 )
         return ""
 

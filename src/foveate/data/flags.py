@@ -11,8 +11,8 @@ class AnnotationFlags:
     """How annotated boxes are checked."""
 
     accept_annotations: bool = False
-    """Use annotations although more than a fifth of their boxes contradict their image, area or mask in one way, as
-    corners do that are written as width and height; otherwise the file is refused."""
+    """Use annotations although more than a fifth of their boxes contradict their image, area or mask, for example
+    corners written as width and height; without this flag such a file is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

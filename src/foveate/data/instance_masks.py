@@ -27,7 +27,7 @@ NO_MASK = "object has no mask"
 EMPTY_MASK = "mask has no pixel"
 FAR_OUTSIDE = "mask reaches far outside the image"
 FLAT = "a polygon stands where a list of polygons is needed: [[x, y, ...]], not [x, y, ...]"
-BAD_POLYGON = "polygon of a mask is ignored: it has not three finite corners"
+BAD_POLYGON = "polygon of a mask is ignored: it has fewer than three finite corners"
 MIN_NUMBERS = 6  # of a polygon: three corners
 MAX_DISTANCE = 2  # of a polygon from its image, in longest sides of the image
 

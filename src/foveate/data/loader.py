@@ -383,7 +383,7 @@ class BatchLoader:
                 clear_frames(error.__traceback__)
             if reason is not None:  # outside of `except`: nothing holds the stream now, and its workers end
                 del stream
-                known = "" if free is None else f"; {free / 1e9:.1f} GB of memory were available at the batch before"
+                known = f"; {free / 1e9:.1f} GB of memory were available at the batch before"
                 raise ExhaustedError(f"{self.name}: {reason}{known}")
             if packed is None:
                 return

@@ -23,9 +23,10 @@ PATIENCE = 10.0  # seconds of a forward pass on a CPU
 LONGEST = 4  # times as long may that of one image take
 PASSES = 3  # forward passes that a forward and a backward pass take about as long as
 ADVICE = (
-    "Lower --batch and raise --accumulate by as much, or use a smaller input, --precision bfloat16 or "
+    "Lower --batch and raise --accumulate by the same factor, or use a smaller input, --precision bfloat16 or "
     "--checkpointing, where the command has them."
 )
+ADVICE_FOR_ONE = "Use a smaller input or model, --precision bfloat16 or --checkpointing, where the command has them."
 
 
 class Cost(NamedTuple):
@@ -73,7 +74,8 @@ def measure_pass(
         if not (isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)):
             raise
         raise InputError(
-            f"--batch: must fit the memory of {device}; a pass of {len(batch.samples)} images does not. {ADVICE}"
+            f"--batch: must fit the memory of {device}; a pass of {len(batch.samples)} images does not. "
+            f"{ADVICE if len(batch.samples) > 1 else ADVICE_FOR_ONE}"
         ) from error
     with torch.no_grad():
         for buffer, value in zip(objective.buffers(), before, strict=True):
@@ -116,7 +118,7 @@ def _cost(
     except _LeftError:
         seconds = PASSES * watch.seconds
         limit = "when memory was full" if watch.is_full else f"after {watch.seconds:.0f} s"
-        shortcut = f"the forward pass of 1 of {size} images was left {limit}"
+        shortcut = f"the forward pass of 1 of {size} images was stopped {limit}"
         return Cost(max(least, watch.stored), size * seconds, shortcut, is_least=True)
     return Cost(max(least, watch.stored), size * seconds, shortcut)
 

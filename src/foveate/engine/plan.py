@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from foveate.engine.distributed import Processes
 from foveate.engine.log import clock
-from foveate.engine.measure import ADVICE, local_part
-from foveate.engine.memory import free_memory
+from foveate.engine.measure import ADVICE, ADVICE_FOR_ONE, local_part
 from foveate.errors import InputError
+from foveate.io.memory import free_memory
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def require_batch(plan: Plan) -> None:
     fits = f"the largest that fits is about {memory.largest_batch}" if memory.largest_batch else "not even 1 fits"
     raise InputError(
         f"--batch: must fit the memory of {plan.device}; a pass of {plan.batch} images needs at least "
-        f"{_size(memory.needed(plan.batch))}, {_size(memory.available)} are free, and {fits}. {ADVICE}"
+        f"{_size(memory.needed(plan.batch))}, {_size(memory.available)} are free, and {fits}. "
+        f"{ADVICE if memory.largest_batch else ADVICE_FOR_ONE}"
     )
 
 

@@ -121,8 +121,9 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
     if foreign and not config.overwrite:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise InputError(
-            f"{foreign[0].flag}: need a new file or one of `{config.made_by}`; {foreign[0].path}{more} exists, and "
-            "something else wrote it. Choose another name, or add --overwrite to replace it."
+            f"{foreign[0].flag}: need a new file or one of `{config.made_by}`; {foreign[0].path}{more} exists "
+            "without the mark of this command (an earlier version or something else wrote it). Choose another name, or add "
+            "--overwrite to replace it."
         )
 
 

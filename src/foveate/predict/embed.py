@@ -224,7 +224,8 @@ def _is_complete(
         if overwrite:
             return False
         raise InputError(
-            f"{out}: exists and is not a complete safetensors file ({error}). Choose another --out."
+            f"{out}: need a new file or a complete .safetensors file of this command; it cannot be read ({error}). "
+            "Choose another --out, or add --overwrite to replace it."
         ) from None
     if overwrite and existing != identity:
         return False

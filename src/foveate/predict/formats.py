@@ -41,7 +41,7 @@ def write_format(content: Content, format: Format) -> dict[str, str]:
         InputError: another format, or two images with one stem where files are named after images.
     """
     if format not in WRITERS:
-        raise InputError(f"--format: must be one of {', '.join(WRITERS)}; got {format!r}.")
+        raise InputError(f"format: must be one of {', '.join(WRITERS)}; got {format!r}.")
     return WRITERS[format](content)
 
 
@@ -141,7 +141,9 @@ def _write_fiftyone(content: Content) -> dict[str, str]:
         width, height = image["width"], image["height"]
         stem = PurePosixPath(image["file_name"]).with_suffix("").as_posix()  # the images are data/STEM.SUFFIX
         if stem in labels:
-            raise InputError(f"--format: need images with different names without suffix; {stem!r} occurs twice.")
+            raise InputError(
+                f"format: need image names that differ without their suffix; got {stem!r} twice. Rename one."
+            )
         labels[stem] = [
             {"label": names[entry["category_id"] - 1], "confidence": entry["score"],
              "bounding_box": [x / width, y / height, w / width, h / height]}
@@ -179,7 +181,7 @@ def _stem(image: dict[str, Any], files: dict[str, str], pattern: str) -> str:
     """The name of an image's file without its suffix; folders are kept, so that the tool finds the image."""
     stem = PurePosixPath(image["file_name"]).with_suffix("").as_posix()
     if pattern.format(stem) in files:
-        raise InputError(f"--format: need images with different names without suffix; {stem!r} occurs twice.")
+        raise InputError(f"format: need image names that differ without their suffix; got {stem!r} twice. Rename one.")
     return stem
 
 

@@ -78,7 +78,7 @@ def check_drawings(config: Segment | Detect, batches: Batches, *, suffixes: Sequ
 
 def keeping_files(out: Path) -> AbstractContextManager[None]:
     """The block that writes a file per image into the folder `out`, for who ends it early."""
-    return keeping(lambda: f"the files that were written to {out} are whole", verb="start again")
+    return keeping(lambda: f"the files already written to {out} are complete", verb="start again")
 
 
 def write_record(

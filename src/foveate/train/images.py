@@ -32,7 +32,8 @@ def common_identity(listings: Mapping[str, Listing], processes: Processes) -> di
             if other[flag] != first[flag]:
                 raise InputError(
                     f"--{flag}: must hold the same images for all processes; process 0 lists {first[flag]['count']:,} "
-                    f"of them, process {rank} {other[flag]['count']:,} or others. Make the copies of the data equal."
+                    f"and process {rank} lists {other[flag]['count']:,}, and their names, order or annotations differ. "
+                    "Make the copies of the data identical."
                 )
     return first
 

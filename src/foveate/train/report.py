@@ -31,10 +31,9 @@ def kept_line(checkpoints: Path, *, may_change: Collection[str] = ()) -> str:
         may_change: flags of a resumed run that may differ; those that lower the memory are named.
     """
     step = newest_step(checkpoints)
-    if step == 0:
-        return "there is no checkpoint yet"
+    kept = f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
     flags = [f"--{name}" for name in ("workers", "batch", "accumulate") if name in may_change]
-    return f"the last checkpoint is of step {step}{f' (resumed, {listed(flags)} may change)' if flags else ''}"
+    return f"{kept} (in this --out only {listed(flags)} may change; other flags need a new --out)" if flags else kept
 
 
 def exit_lost(checkpoints: Path, error: Exception) -> NoReturn:

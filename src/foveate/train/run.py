@@ -185,7 +185,9 @@ def train(config: RunFlags, prepare: Prepare, processes: Processes) -> Outcome:
     record = run_record(config, {**trainable.metadata, "processes": processes.size, FIELD: images})
     may_change = (*MAY_CHANGE, *trainable.may_change)
     with ExitStack() as stack:
-        stack.enter_context(keeping(lambda: kept_line(config.out / "checkpoints", may_change=may_change)))
+        stack.enter_context(
+            keeping(lambda: kept_line(config.out / "checkpoints", may_change={*may_change} & vars(config).keys()))
+        )
         # claim and lock the folder until the run ends
         with processes.together():
             if processes.is_first:

@@ -21,7 +21,7 @@ from foveate.types import Category
 
 MAX_TEXT = 10_000_000  # bytes
 MAX_FRACTION = 1.1  # a fraction above it is a number of pixels
-NO_IMAGE = "file of labels without an image"
+NO_IMAGE = "label file without an image"
 
 
 def read_yolo(root: Path, *, images: Path, labels: Path) -> Dataset:
@@ -62,7 +62,7 @@ def read_yolo(root: Path, *, images: Path, labels: Path) -> Dataset:
     if len(unlabelled) == len(records):
         raise InputError(f"{labels}: need text files with the names of the images; the {len(records)} images in "
                          f"{images} have none. Is it the folder of another split?")  # fmt: skip
-    note = f"{len(unlabelled)} of {len(records)} images have no file of labels: used as images without objects"
+    note = f"{len(unlabelled)} of {len(records)} images have no label file; they are used as images without objects"
     notes = (f"{note}; the first: {unlabelled[0]}",) if unlabelled else ()
     categories = tuple(Category(number, name, True) for number, name in enumerate(names))
     return Dataset(f"{root.resolve().name} {images.name}", categories, tuple(records), ignored, notes)
@@ -74,12 +74,12 @@ def _class_names(root: Path) -> list[str]:
     found = {path: names for path in files if (names := _yaml_names(path)) is not None}
     lists = [path for path in (root / "classes.txt", root / "labels/classes.txt") if path.is_file()]
     if not found and lists:
-        text = read_text(lists[0], need="the class names, one a line", max_bytes=MAX_TEXT)
+        text = read_text(lists[0], need="the class names, one per line", max_bytes=MAX_TEXT)
         found[lists[0]] = [line.strip() for line in text.splitlines() if line.strip()]
     if len({tuple(names) for names in found.values()}) != 1:
         got = "none" if not found else f"different ones in {', '.join(map(str, found))}"
         raise InputError(f"{root}: need the class names of YOLO's layout in one .yaml file (`names`) or classes.txt; "
-                         f"got {got}. Write them, one a line, into {root / 'classes.txt'}.")  # fmt: skip
+                         f"got {got}. Write them, one per line, into {root / 'classes.txt'}.")  # fmt: skip
     return next(iter(found.values()))
 
 
@@ -108,7 +108,7 @@ def _read_objects(
     if not path.exists():
         return None
     objects: list[tuple[Box, int]] = []
-    text = read_text(path, need="objects in YOLO's form, one a line", max_bytes=MAX_TEXT)
+    text = read_text(path, need="objects in YOLO's form, one per line", max_bytes=MAX_TEXT)
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue

@@ -72,7 +72,7 @@ def run_detection(config: Detection) -> dict[str, Any]:
         folder = config.candidates or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "candidates"
         identity = candidates_identity(detector, about)
         if config.candidates is not None:
-            kept = "the candidates of the images before are in"
+            kept = "the candidates of all finished images are in"
             stack.enter_context(keeping(lambda: f"{kept} {folder}"))
         store = find_candidates(detector, measured, folder, made_by=identity, loading=loading_of(config))
         results = sweep(store, text, fusions, truth, base, detector_scale=scale)
