@@ -131,7 +131,9 @@ def test_only_own_files_are_replaced(command: Command, files: Path) -> None:
         target.path.write_bytes(b"")  # nothing to lose
         check_command(config)
         target.path.write_text("mine")
-        with pytest.raises(InputError, match=f"need a new file or one of `{config.made_by}`; .* exists, and something"):
+        with pytest.raises(
+            InputError, match=f"need a new file or one of `{config.made_by}`; .* exists without the mark"
+        ):
             check_command(config)
         check_command(parse([*typed, "--overwrite"]))
         target.path.unlink()

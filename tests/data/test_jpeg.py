@@ -120,3 +120,16 @@ def read_bytes(folder, content: bytes) -> torch.Tensor:
     path = folder / "plain.jpg"
     path.write_bytes(content)
     return read_image(path)
+
+
+def test_a_whole_baseline_scan_may_name_no_coefficients(tmp_path: Path) -> None:
+    """Some encoders write zeros where a scan's first and last coefficient belong; libjpeg reads such files."""
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((64, 48), 60).convert("RGB").save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\xff\xda")
+    end = start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    assert content[end - 3 : end] == b"\x00\x3f\x00"
+    content[end - 2] = 0
+    path.write_bytes(content)
+    assert read_image(path).shape == (3, 48, 64)

@@ -32,7 +32,7 @@ def test_boxes_polygons_and_images_without_objects(tmp_path):
     assert first.size == second.size == (20, 40) and second.boxes == ()
     tiny, note = dataset.ignored_lines()
     assert tiny.startswith("1 ignored: box is under 1 pixel") and tiny.endswith("1.txt: line 4")
-    assert note.startswith("1 of 2 images have no file of labels") and note.endswith("the first: 2.jpg")
+    assert note.startswith("1 of 2 images have no label file") and note.endswith("the first: 2.jpg")
 
 
 def test_fractions_are_of_the_upright_image(tmp_path):

@@ -286,7 +286,7 @@ def test_existing_files_of_others_are_refused(config, images, tmp_path):
     with pytest.raises(InputError, match=r"f.json does not exist"):
         run(config)
     config.out.write_bytes(b"something")
-    with pytest.raises(InputError, match="a complete .safetensors file of this command"):
+    with pytest.raises(InputError, match=r"a complete \.safetensors file of this command"):
         run(config)
     Path(f"{tmp_path}/g.safetensors.parts").mkdir()
     (tmp_path / "g.safetensors.parts" / "thesis.txt").write_text("mine")

@@ -121,7 +121,7 @@ def identity_of(path: Path) -> str | None:
         digest = _digest(path.resolve(), signature)
     except OSError:
         return None
-    return json.dumps([FORMAT, version("foveate"), str(path.resolve()), *signature[:2], digest])
+    return json.dumps([FORMAT, version("foveate"), str(path.resolve()), status.st_size, digest])
 
 
 def cache_path(path: Path, suffix: str) -> Path | None:

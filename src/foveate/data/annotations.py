@@ -199,7 +199,8 @@ def stored_arrays(
     found = None if stored is None else open_arrays(stored)
     if found is None:
         arrays, facts = read()
-        if stored is None or identity != identity_of(path):  # the file was changed while it was read
+        # not cached: a file that was changed while it was read, and what was read from other files too
+        if stored is None or facts.get("decoded") or identity != identity_of(path):
             return arrays, facts, None
         save_arrays(stored, arrays, _respelled(facts, str(path), PATH))
         found = open_arrays(stored)

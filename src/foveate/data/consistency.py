@@ -30,6 +30,7 @@ MIN_FITTING = 0.9  # of the contradicting boxes, which another meaning explains
 MIN_REFUSED = 3  # objects; fewer never refuse a file
 SLACK_PIXELS, SLACK = 3.0, 0.02  # rounding [pixels, part of the image's side]
 MAX_HEADERS, MAX_PNGS = 64, 16  # images of which headers, and panoptic PNGs, are read when the data is opened
+MAX_AREA = 1e18  # [square pixels]; a larger one is no area
 MAX_DECODED = 1_000  # PNGs that are decoded for boxes that are missing
 
 NO_BOX = "object has no `bbox`, and no mask to take it from"
@@ -123,7 +124,7 @@ class Checks:
             image,
             key=(entry["image_id"], label) if "image_id" in entry else None,
             crowd=crowd,
-            area=area if isinstance(area, int | float) else None,
+            area=float(area) if isinstance(area, int | float) and abs(area) < MAX_AREA else None,
             extent=extent,
         )
 
@@ -159,12 +160,12 @@ class Checks:
         Returns:
             xyxy, clipped to the image, or the reason why it is ignored.
         """
-        self.boxes += 1
         x, y, w, h = box
         x2, y2 = x + w, y + h
         clipped = clip_box((x, y, x2, y2), height=image.height, width=image.width)
         if clipped is NOT_FINITE:
             return clipped
+        self.boxes += 1
         if key is not None:
             identity = hash((key, box))
             if identity in self.seen:

@@ -191,7 +191,7 @@ def is_turned_by_exif(path: Path | str, size: tuple[int, int]) -> bool:
         ImageError: as `read_image`.
     """
     with _opened(Path(path), str(path)) as image:
-        is_stored = size == (image.height, image.width) and image.height != image.width
+        is_stored = size == (image.height, image.width) and image.height != image.width and image.format != "TIFF"
         return is_stored and _orientation(image) in SWAPPING
 
 

@@ -131,7 +131,8 @@ def _read_frame(marker: int, body: bytes) -> _Frame:
 def _check_scan(frame: _Frame, body: bytes, content: bytes | mmap, span: tuple[int, int], interval: int) -> str | None:
     """Note what a scan adds, and return what its data lacks."""
     components = [body[1 + 2 * index] for index in range(body[0])]
-    first, last, low = body[-3], body[-2], body[-1] & 15
+    # the coefficients of a baseline scan are all 64, whatever the bytes say, which are zeros in some whole files
+    first, last, low = (body[-3], body[-2], body[-1] & 15) if frame.is_progressive else (0, 63, 0)
     for key in components:
         frame.missing_bits[key][first : last + 1] = [low] * (last + 1 - first)
     blocks, units = frame.counts(components)

@@ -122,8 +122,8 @@ def check_outputs(config: FileFlags, targets: Sequence[Target], *, inputs: Itera
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise InputError(
             f"{foreign[0].flag}: need a new file or one of `{config.made_by}`; {foreign[0].path}{more} exists "
-            "without the mark of this command (an earlier version or something else wrote it). Choose another name, or add "
-            "--overwrite to replace it."
+            "without the mark of this command (an earlier version or something else wrote it). Choose another name, or "
+            "add --overwrite to replace it."
         )
 
 

@@ -190,6 +190,7 @@ def _facts(checks: Checks, content: dict[str, Any]) -> dict[str, Any]:
         "kinds": {kind: [entries.count, entries.first] for kind, entries in found.kinds.items()},
         "doubt": found.doubt,
         "outside": [*found.outside],
+        "decoded": checks.decoded,  # PNGs
         "notes": [*unused_categories(content).values()],
     }
 
