@@ -1,6 +1,7 @@
 """JPEGs without all their data are refused, whole ones of one colour are not; large ones are decoded in strips."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest

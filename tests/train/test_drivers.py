@@ -211,7 +211,7 @@ def test_memory_that_runs_out_saves_the_steps_done_and_names_what_to_lower(world
     assert done.value.code == 1 and "Traceback" not in printed
     line, again = printed.splitlines()[-2:]
     assert "foveate: memory ran out (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB). Lower " in line
-    kept = "the last checkpoint is of step 3 (in this --out only --workers, --batch, --accumulate may change"
+    kept = "the last checkpoint is of step 3 (in this --out only --workers, --batch, --accumulate"
     assert ". Lower --batch (2) or " in line and line.endswith(f"; {kept}. To resume, run:")
     assert again == f"  foveate {shlex.join(words)}"
     main(words)

@@ -12,7 +12,7 @@ from foveate.errors import InputError
 from foveate.io.listing import Listing
 from foveate.io.store import claim_folder
 from foveate.train.flags import DistillConfig
-from foveate.train.images import accept_images, common_identity
+from foveate.train.images import FIELD, accept_images, common_identity
 from foveate.train.run import MAY_CHANGE, run_record
 
 ALONE = Processes(rank=0, size=1, device=torch.device("cpu"))
@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> DistillConfig:
 
 
 def begin(config: DistillConfig, images: dict[str, Listing]) -> None:
-    claim_folder(config.out, run_record(config, {"images": common_identity(images, ALONE)}), may_change=MAY_CHANGE)
+    claim_folder(config.out, run_record(config, {FIELD: common_identity(images, ALONE)}), may_change=MAY_CHANGE)
     assert accept_images(config, images, step=0) == []
 
 
@@ -69,14 +69,14 @@ def test_nothing_is_lost_before_the_first_step_and_after_the_last(config):
 def test_a_run_of_an_earlier_version_resumes_with_a_note(config):
     path = config.out / "config.json"
     record = json.loads(path.read_text())
-    del record["images"], record["allow_changed_data"]
+    del record[FIELD], record["allow_changed_data"]
     path.write_text(json.dumps(record))
-    now = run_record(replace(config, allow_changed_data=True), {"images": {}})
+    now = run_record(replace(config, allow_changed_data=True), {FIELD: {}})
     assert claim_folder(config.out, now, may_change=MAY_CHANGE)
     [line] = accept_images(config, listings("ab"), step=2)
     assert "began before the images of a run were listed" in line
     assert accept_images(config, listings("ab"), step=2) == []
-    assert json.loads(path.read_text()).keys() == {*record, "images"}
+    assert json.loads(path.read_text()).keys() == {*record, FIELD}
 
 
 def test_processes_with_other_images_are_refused(monkeypatch):

@@ -5,6 +5,7 @@ signals, and for memory that runs out, see `engine.stop`.
 Characters that the terminal's encoding lacks, and bytes of file names that are no characters, are printed as escapes.
 """
 
+import errno
 import io
 import os
 import sys
@@ -46,7 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (InputError, OSError) as error:  # OSError: the disk is full, a folder may not be read, ...
         with suppress(InputError):
             _flush_output()
-        is_printing = not isinstance(error, InputError) and error.filename is None  # files are named where written
+        # files are named where they are written
+        is_written = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE, errno.EIO)
+        is_printing = not isinstance(error, InputError) and error.filename is None and is_written
         print(f"foveate: {'standard output: ' if is_printing else ''}{error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

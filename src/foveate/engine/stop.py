@@ -23,9 +23,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def signals_caught() -> Iterator[list[signal.Signals]]:
-    """Record SIGTERM and SIGINT in a list instead of ending the process; a second one has its usual effect."""
+    """Record SIGTERM and SIGINT in a list instead of ending the process; a second one has its usual effect.
+
+    Not those that are ignored, as SIGINT in the background of a script; nor in a thread, which cannot set handlers.
+    """
     caught: list[signal.Signals] = []
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()
+    current = {number: signal.getsignal(number) for number in SIGNALS if is_main}
+    handlers = {number: handler for number, handler in current.items() if handler != signal.SIG_IGN}
 
     def record(number: int, frame: FrameType | None) -> None:
         caught.append(signal.Signals(number))

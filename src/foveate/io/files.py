@@ -209,7 +209,10 @@ def _remove_abandoned(parent: Path, pattern: re.Pattern[str]) -> None:
     for folder in parent.iterdir() if parent.is_dir() else ():
         if not pattern.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
             continue
-        lock = os.open(folder, os.O_RDONLY)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError:  # of another user, or removed meanwhile
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

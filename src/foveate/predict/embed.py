@@ -101,7 +101,7 @@ def _embed(config: Embed) -> Path:
 def _kept_line(folder: Path, count: int) -> str:
     """How many of the images need not be embedded again."""
     done = sum(part.stop - part.start for part in find_parts(folder))
-    return f"the features of {done} of {count} images are in {folder}"
+    return f"the features of {done} of {count} images are in {folder} (not used with another --batch or --size)"
 
 
 def _check(config: Embed) -> None:

@@ -11,7 +11,7 @@ from foveate.data.flags import AnnotationFlags
 from foveate.errors import InputError
 from foveate.heads.fvit.names import Benchmark
 from foveate.heads.panoptic.names import Region
-from foveate.io.outputs import FileFlags, Target
+from foveate.io.outputs import FileFlags, Target, has_mark
 
 What = Literal["image", "dense", "boxes"]
 
@@ -224,7 +224,9 @@ class Embed(FileFlags, AnnotationFlags):
         if self.out.suffix != ".safetensors":
             raise InputError(f"--out: need the name of a .safetensors file; got {self.out}.")
         notes = self.target("--out (the .json beside it)", self.out.with_suffix(".json"))
-        return [Target("--out", self.out, lambda _: True), notes]
+        # a file of features has no mark; with --overwrite it is known by the .json beside it
+        is_own = (lambda _: has_mark(notes.path, self.made_by)) if self.overwrite else (lambda _: True)
+        return [Target("--out", self.out, is_own), notes]
 
     @property
     def features(self) -> What:

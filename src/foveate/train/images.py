@@ -15,7 +15,7 @@ from foveate.io.listing import LISTED, Listing, changes_since, keep_listing
 from foveate.io.store import read_run
 from foveate.train.flags import RunFlags
 
-FIELD = "images"  # of the run's record
+FIELD = "listings"  # of the run's record
 Identity = dict[str, Any]
 
 
@@ -84,6 +84,8 @@ def accept_images(
             "the order of the steps that are left is drawn over the new list: in the epoch under way some images may "
             "be seen twice and some not"
         )
+    if changes and step >= config.steps:
+        return lines  # the record stays that of the images that were trained on
     if stored != now:
         write_whole(path, (json.dumps({**record, FIELD: now}, indent=2) + "\n").encode())
     for flag, listing in listings.items():

@@ -32,7 +32,7 @@ def kept_line(checkpoints: Path, *, may_change: Collection[str] = ()) -> str:
     """
     step = newest_step(checkpoints)
     kept = f"the last checkpoint is of step {step}" if step else "there is no checkpoint yet"
-    flags = [f"--{name}" for name in ("workers", "batch", "accumulate") if name in may_change]
+    flags = [f"--{name}" for name in ("workers", "batch", "accumulate", "checkpointing") if name in may_change]
     return f"{kept} (in this --out only {listed(flags)} may change; other flags need a new --out)" if flags else kept
 
 

@@ -12,8 +12,8 @@ Several processes: `torchrun --nproc-per-node 8 -m foveate.cli.main distill ...`
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -327,13 +327,24 @@ class _Run:
         with heartbeat(self.report, what), trainable.arithmetic(device):
             return measure_pass(trainable.objective, batch, count=trainable.count, repeat=compiled or is_cuda, **bounds)
 
+    @contextmanager
+    def freed_if_refused(self, *, step: int) -> Iterator[None]:
+        """Free the folder of a run that is refused before its first step, so that another --batch can use it."""
+        try:
+            yield
+        except InputError:
+            if self.processes.is_first and step == 0:
+                (self.config.out / "config.json").unlink(missing_ok=True)
+            raise
+
     def fit(self, outcome: Outcome, *, record: dict[str, Any]) -> Outcome:
         """Plan and train from where the run came to, with its log and its guard."""
         config, trainable, processes = self.config, self.trainable, self.processes
         # the plan, and the batches to come
         plan, batches = None, trainable.batches(outcome.position, config.steps - outcome.step)
         if outcome.step < config.steps:
-            plan, batches = self.plan(batches, start_step=outcome.step)
+            with self.freed_if_refused(step=outcome.step):
+                plan, batches = self.plan(batches, start_step=outcome.step)
             verb = f"resuming from step {outcome.step} of" if outcome.step else "starting"
             self.report(f"{verb} {config.steps} steps; writing to {config.out}")
         # log, guard and held-out loss

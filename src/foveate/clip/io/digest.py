@@ -62,7 +62,7 @@ def read_tensors(path: Path, *, need: str) -> dict[str, Tensor]:
         raise InputError(
             f"{path}: need {need}; not a readable safetensors file ({error}). Download or copy it again."
         ) from error
-    if expected not in (None, _digest(state)):
+    if expected is not None and expected != _digest(state):
         raise InputError(
             f"{path}: need the tensors it was written with; they have another sha256 than its metadata. The file is "
             f"damaged: copy or make it again. If a program changed the tensors on purpose, save them without {DIGEST}."
