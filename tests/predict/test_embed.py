@@ -418,10 +418,8 @@ def test_what_is_done_when_a_command_ends_early_is_kept(config, images, tmp_path
     assert done.value.code == (1 if number is None else 143)
     kept = 2 if number is None else 4  # the batch under way is finished where a signal arrives
     said = capsys.readouterr().err
-    assert (
-        f"; the features of {kept} of 6 images are in {config.out}.parts (not used with another --batch or --size). To resume, run:\n  foveate embed"
-        in said
-    )
+    line = f"; the features of {kept} of 6 images are in {config.out}.parts (not used with another --batch or --size). "
+    assert f"{line}To resume, run:\n  foveate embed" in said
     what = "memory ran out (MemoryError). Lower --batch (2) or --size" if number is None else "stopped by SIGTERM"
     assert f"foveate: {what};" in said and "Traceback" not in said
     main(typed)

@@ -109,7 +109,7 @@ def test_a_stopped_run_prints_the_command_that_resumes_it_to_the_same_bits(comma
     held_out = [[line["held_out_loss"] for line in lines(out) if line.get("event") == "validation"]
                 for out in (whole, parted)]  # fmt: skip
     assert held_out[0] == held_out[1] and len(held_out[0]) == 2 and all(loss > 0 for loss in held_out[0])
-    assert {*json.loads((parted / "config.json").read_text())["images"]} == {"data", "validate"}
+    assert {*json.loads((parted / "config.json").read_text())["listings"]} == {"data", "validate"}
     assert (parted / "data_images.txt.gz").exists() and (parted / "validate_images.txt.gz").exists()
     assert lines(parted)[-1]["event"] == "end" and lines(parted)[-1]["skipped_steps"] == 0
 
@@ -212,7 +212,11 @@ def test_memory_that_runs_out_saves_the_steps_done_and_names_what_to_lower(world
     line, again = printed.splitlines()[-2:]
     assert "foveate: memory ran out (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB). Lower " in line
     kept = "the last checkpoint is of step 3 (in this --out only --workers, --batch, --accumulate"
-    assert ". Lower --batch (2) or " in line and line.endswith(f"; {kept}. To resume, run:")
+    assert (
+        ". Lower --batch (2) or " in line
+        and f"; {kept}" in line
+        and line.endswith("need a new --out). To resume, run:")
+    )
     assert again == f"  foveate {shlex.join(words)}"
     main(words)
     assert "resuming from step 3 of 4" in capsys.readouterr().err
