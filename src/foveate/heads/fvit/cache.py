@@ -65,6 +65,7 @@ class FeatureCache:
             "windows": windows,
         }
         self.folder, self.layers = folder, layers
+        self._checked: set[Path] = set()  # files whose digest was checked: once a run, not in every epoch
         self.digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
         claim_cache(folder, made_by, owner=OWNER)
 
@@ -75,10 +76,13 @@ class FeatureCache:
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("made_by") != self.digest:
                     return None
-            taps = read_tensors(path, need="cached maps")
+                if path not in self._checked:
+                    read_tensors(path, need="cached maps")
+                    self._checked.add(path)
+                taps = [file.get_tensor(f"tap/{index}") for index in range(len(self.layers))]
         except (OSError, SafetensorError, InputError):
             return None
-        return [taps[f"tap/{index}"].to(device).float() for index in range(len(self.layers))]
+        return [tap.to(device).float() for tap in taps]
 
     def write(self, sample: Sample, taps: list[Tensor]) -> list[Tensor]:
         """Cache the taps of an image, (1, C, h, w), and return them as `read` would."""
